@@ -76,7 +76,7 @@ impl Purpose {
             Purpose::SlotSignature => "save-dweb-backend v1 slot signature",
             Purpose::TunnelPsk => "save-dweb-backend v1 tunnel pre-shared key",
             Purpose::FileKey => "save-dweb-backend v1 file key",
-            Purpose::FileCommitment => "save-dweb-backend v1 file key commitment",
+            Purpose::FileCommitment => "save-dweb-backend v1 commitment to file key",
             Purpose::EntryKey => "save-dweb-backend v1 collection entry key",
             Purpose::EntryNonce => "save-dweb-backend v1 collection entry nonce",
             Purpose::PathHash => "save-dweb-backend v1 path hash",

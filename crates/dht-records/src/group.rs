@@ -189,7 +189,7 @@ impl GroupRecord {
     /// [`Error::ReadOnly`]; [`Error::SlotIndexMismatch`]; [`Error::BadSignature`] for a slot of another group; those of
     /// the cache.
     pub async fn set_slot(&self, index: SlotIndex, value: &SlotValue) -> Result<u64> {
-        let payload = self.slot_context().to_payload(index, value).await?;
+        let payload = self.slot_context().write_payload(index, value).await?;
         self.record.write(index.get(), &payload).await
     }
 
@@ -255,7 +255,7 @@ impl GroupRecord {
             counter: opened.counter,
             value: self
                 .slot_context()
-                .from_payload(index, &opened.payload)
+                .read_payload(index, &opened.payload)
                 .await?,
         })
     }

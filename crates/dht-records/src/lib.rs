@@ -16,6 +16,8 @@ pub mod value;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod vectors;
 
 pub use access::GroupAccess;
 pub use cache::{Cached, MemoryCache, RecordCache, TableCache};

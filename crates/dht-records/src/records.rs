@@ -135,7 +135,6 @@ impl Records {
     }
 
     /// The node.
-    #[must_use]
     pub fn api(&self) -> &VeilidAPI {
         &self.inner.api
     }
@@ -243,3 +242,6 @@ impl Inner {
         self.cores.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -243,7 +243,11 @@ impl SlotContext<'_> {
     }
 
     /// The payload of a slot, checked to be one that readers accept at this index of this group.
-    pub(crate) async fn to_payload(&self, index: SlotIndex, value: &SlotValue) -> Result<Vec<u8>> {
+    pub(crate) async fn write_payload(
+        &self,
+        index: SlotIndex,
+        value: &SlotValue,
+    ) -> Result<Vec<u8>> {
         let (repo, signed) = match value {
             SlotValue::Empty => return Ok(Vec::new()),
             SlotValue::Member(slot) => (&slot.repo, &slot.signed),
@@ -264,7 +268,7 @@ impl SlotContext<'_> {
     }
 
     /// Reads and verifies the payload of a slot.
-    pub(crate) async fn from_payload(&self, index: SlotIndex, payload: &[u8]) -> Result<SlotValue> {
+    pub(crate) async fn read_payload(&self, index: SlotIndex, payload: &[u8]) -> Result<SlotValue> {
         const INVALID: Error = Error::InvalidPayload { kind: Kind::Slot };
         if payload.is_empty() {
             return Ok(SlotValue::Empty);
@@ -301,6 +305,30 @@ impl SlotContext<'_> {
             name,
             signed,
         }))
+    }
+
+    /// The message and the payload of a slot with a name that is sealed already, for the documented vectors.
+    #[cfg(test)]
+    pub(crate) async fn vector(
+        &self,
+        index: SlotIndex,
+        repo: &KeyPair,
+        root: SlotRoot,
+        name: Vec<u8>,
+    ) -> (Vec<u8>, Vec<u8>) {
+        let body = Body {
+            repo: repo.key().to_string(),
+            left: false,
+            root: Some(root),
+            name: Some(SealedName(name)),
+        };
+        let signed = self.sign_body(index, repo, &body).await.unwrap();
+        let message = self.message(index, &signed.body);
+        let envelope = Envelope {
+            slot: signed.body,
+            signature: signed.signature.ref_value().to_vec(),
+        };
+        (message, serde_json::to_vec(&envelope).unwrap())
     }
 
     async fn sign_body(&self, index: SlotIndex, repo: &KeyPair, body: &Body) -> Result<Signed> {

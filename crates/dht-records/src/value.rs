@@ -264,7 +264,7 @@ fn parse_plaintext(plaintext: &[u8]) -> Option<Opened> {
 }
 
 /// Domain, version, record, subkey and kind, each behind its length in two bytes.
-fn associated_data(place: &Place<'_>) -> Vec<u8> {
+pub(crate) fn associated_data(place: &Place<'_>) -> Vec<u8> {
     let record: Vec<u8> = place.record.into();
     let subkey = place.subkey.to_be_bytes();
     let parts: [&[u8]; 5] = [
