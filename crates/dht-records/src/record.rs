@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 use veilid_core::{
     CRYPTO_KIND_VLD0, DHTRecordReport, DHTReportScope, DHTSchema, KeyPair, OpaqueRecordKey,
-    PublicKey, RecordKey, RoutingContext, ValueData, ValueSubkeyRangeSet, VeilidAPIError,
+    PublicKey, RecordKey, RoutingContext, ValueData, VeilidAPIError,
 };
 
 use crate::access::GroupAccess;
@@ -211,6 +211,19 @@ impl Core {
                 timed(name, after, call(context)).await
             }
             other => other,
+        }
+    }
+
+    /// Veilid's local copy of a subkey: what the network showed or took last.
+    async fn stored(&self, subkey: u32) -> Result<Option<ValueData>> {
+        // A read without force would ask the network where there is no copy.
+        let report = self.inspect(DHTReportScope::Local).await?;
+        match report
+            .local_seq_for(subkey)
+            .is_some_and(|seq| seq.is_some())
+        {
+            true => self.get(subkey, false).await,
+            false => Ok(None),
         }
     }
 
@@ -463,17 +476,9 @@ impl Record {
         let key = self.value_key(subkey)?;
         let _rows = self.core.rows.lock().await;
         let row = self.row(subkey, true).await?;
-        let highest = row.as_ref().map_or(0, |row| row.counter.max(row.confirmed));
-        let counter = highest.checked_add(1).ok_or(Error::CounterExhausted)?;
+        let counter = merge::next_counter(row.as_ref()).ok_or(Error::CounterExhausted)?;
         let sealed = value::seal(key, &self.place(subkey), counter, payload, self.core.limit)?;
-        let next = Cached {
-            counter,
-            sealed,
-            published: false,
-            confirmed: row.as_ref().map_or(0, |row| row.confirmed),
-            seq: row.as_ref().and_then(|row| row.seq),
-            overwritten: row.as_ref().and_then(|row| row.overwritten),
-        };
+        let next = merge::write(row, counter, sealed);
         self.store(subkey, &next).await?;
         Ok(counter)
     }
@@ -535,13 +540,6 @@ pub(crate) fn from_json<T: DeserializeOwned>(opened: &Opened, kind: Kind) -> Res
 fn network_seqs(report: &DHTRecordReport) -> impl Iterator<Item = (u32, u32)> {
     let seqs = report.subkeys().iter().zip(report.network_seqs());
     seqs.filter_map(|(subkey, seq)| Some((subkey, seq.to_option()?)))
-}
-
-/// The subkeys that are stored here.
-fn local_subkeys(report: &DHTRecordReport) -> ValueSubkeyRangeSet {
-    let seqs = report.subkeys().iter().zip(report.local_seqs());
-    seqs.filter_map(|(subkey, seq)| seq.is_some().then_some(subkey))
-        .collect()
 }
 
 async fn timed<T>(

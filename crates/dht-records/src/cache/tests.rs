@@ -15,6 +15,10 @@ fn row(counter: u64) -> Cached {
         confirmed: counter - 1,
         seq: None,
         overwritten: Some(3),
+        own: true,
+        attempted: true,
+        confirmed_digest: [5; 16],
+        earlier: vec![[8; 16]; 16],
     }
 }
 
@@ -101,12 +105,23 @@ async fn a_damaged_row_is_said_to_be_one() {
 proptest! {
     #[test]
     fn rows_survive_as_bytes(
-        counter: u64, confirmed: u64, published: bool,
-        seq: Option<u32>, overwritten: Option<u64>,
+        (counter, confirmed, published, own, attempted) in any::<(u64, u64, bool, bool, bool)>(),
+        (seq, overwritten, confirmed_digest) in any::<(Option<u32>, Option<u64>, Digest)>(),
+        earlier in proptest::collection::vec(any::<Digest>(), 0..=16),
         sealed in proptest::collection::vec(any::<u8>(), 0..200),
     ) {
-        let row = Cached { counter, sealed, published, confirmed, seq, overwritten };
+        let row = Cached {
+            counter, sealed, own, published, attempted, confirmed, confirmed_digest, seq, overwritten, earlier,
+        };
         prop_assert_eq!(Cached::from_bytes(&row.to_bytes()), Ok(row));
+    }
+
+    #[test]
+    fn only_the_newest_earlier_digests_are_kept(count in 17usize..40) {
+        let earlier: Vec<Digest> = (0..count).map(|i| [i as u8; 16]).collect();
+        let row = Cached { earlier: earlier.clone(), ..row(1) };
+        let read = Cached::from_bytes(&row.to_bytes()).unwrap();
+        prop_assert_eq!(read.earlier.as_slice(), &earlier[count - 16..]);
     }
 
     #[test]

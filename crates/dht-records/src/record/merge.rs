@@ -19,15 +19,58 @@ pub(crate) enum Note {
     Overwritten { ours: u64, theirs: u64 },
 }
 
+/// The row after this device writes `sealed`, under a counter from [`next_counter`].
+pub(crate) fn write(row: Option<Cached>, counter: u64, sealed: Vec<u8>) -> Cached {
+    let mut next = Cached {
+        counter,
+        sealed,
+        own: true,
+        published: false,
+        attempted: false,
+        ..row.clone().unwrap_or_default()
+    };
+    if let Some(row) = row.filter(|row| row.own && row.attempted && !row.published) {
+        next.earlier.push(Cached::digest(&row.sealed));
+    }
+    next
+}
+
+/// The counter of the next write; `None` at the end.
+pub(crate) fn next_counter(row: Option<&Cached>) -> Option<u64> {
+    let highest = row.map_or(0, |row| {
+        row.counter
+            .max(row.confirmed)
+            .max(row.overwritten.unwrap_or(0))
+    });
+    highest.checked_add(1)
+}
+
+/// The row after a value of this device was read back from the network.
+pub(crate) fn confirm(row: &Cached, counter: u64, sealed: &[u8], seq: Option<u32>) -> Cached {
+    let mut after = row.clone();
+    after.seq = row.seq.max(seq);
+    if counter >= row.confirmed {
+        after.confirmed = counter;
+        after.confirmed_digest = Cached::digest(sealed);
+        after.earlier.clear();
+    }
+    // A newer write may have come while this one was on its way.
+    after.published |= row.sealed == sealed;
+    after
+}
+
 /// The row after the network showed `seen`.
 pub(crate) fn take_in(row: Option<&Cached>, seen: &Seen<'_>) -> (Cached, Option<Note>) {
+    let digest = Cached::digest(seen.sealed);
     let fresh = |overwritten| Cached {
         counter: seen.counter,
         sealed: seen.sealed.to_vec(),
         published: true,
         confirmed: seen.counter,
+        confirmed_digest: digest,
         seq: seen.seq,
         overwritten,
+        ..Cached::default()
     };
     let Some(row) = row else {
         return (fresh(None), None);
@@ -49,142 +92,33 @@ pub(crate) fn take_in(row: Option<&Cached>, seen: &Seen<'_>) -> (Cached, Option<
         // Not a proof that it is published: Veilid also gives what it has only queued. `publish` decides that.
         return (kept, None);
     }
-    let waiting = !row.published && row.counter > row.confirmed;
-    if waiting && seen.counter < row.counter {
-        // Known before our write, which is still to be sent.
-        kept.confirmed = seen.counter;
-        return (kept, None);
-    }
-    if waiting {
+    let overwritten = || {
         let note = Note::Overwritten {
             ours: row.counter,
             theirs: seen.counter,
         };
-        return (fresh(Some(row.counter)), Some(note));
+        (fresh(Some(row.counter)), Some(note))
+    };
+    let waiting = row.own && !row.published && row.counter > row.confirmed;
+    if waiting {
+        // Waits on, if the network shows what it was based on, or an earlier value of our own. Anything else is a
+        // value that our write does not know of: sending it would undo another writer's work, whatever the counters.
+        if row.earlier.contains(&digest) {
+            kept.confirmed = seen.counter;
+            kept.confirmed_digest = digest;
+            return (kept, None);
+        }
+        if seen.counter == row.confirmed && digest == row.confirmed_digest {
+            return (kept, None);
+        }
+        return overwritten();
     }
-    // Newer, or another writer's value under the same counter that the network settled on.
+    if row.own && seen.counter == row.counter {
+        // Both writers were told that theirs is published, and the network settled on the other.
+        return overwritten();
+    }
     (fresh(row.overwritten), None)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn row(counter: u64, published: bool, confirmed: u64) -> Cached {
-        Cached {
-            counter,
-            sealed: vec![1, counter as u8],
-            published,
-            confirmed,
-            seq: Some(3),
-            overwritten: None,
-        }
-    }
-
-    fn seen(counter: u64, sealed: &[u8]) -> Seen<'_> {
-        Seen {
-            counter,
-            sealed,
-            seq: Some(4),
-        }
-    }
-
-    #[test]
-    fn first_value_is_taken() {
-        let (after, note) = take_in(None, &seen(5, b"x"));
-        assert_eq!(note, None);
-        assert_eq!(
-            (after.counter, after.published, after.confirmed, after.seq),
-            (5, true, 5, Some(4))
-        );
-    }
-
-    #[test]
-    fn newer_value_is_taken() {
-        let (after, note) = take_in(Some(&row(5, true, 5)), &seen(6, b"x"));
-        assert_eq!(note, None);
-        assert_eq!(
-            (after.counter, after.sealed.as_slice(), after.confirmed),
-            (6, b"x".as_slice(), 6)
-        );
-    }
-
-    #[test]
-    fn older_value_is_ignored_and_ours_goes_out_again() {
-        let before = row(5, true, 5);
-        let (after, note) = take_in(Some(&before), &seen(4, b"x"));
-        assert_eq!(note, Some(Note::Rollback { seen: 5, got: 4 }));
-        assert_eq!(
-            (
-                after.counter,
-                &after.sealed,
-                after.published,
-                after.confirmed
-            ),
-            (5, &before.sealed, false, 5)
-        );
-        // Shown again before ours is out, it is still a rollback, and ours is still no lost write.
-        let (again, note) = take_in(Some(&after), &seen(4, b"x"));
-        assert_eq!(note, Some(Note::Rollback { seen: 5, got: 4 }));
-        assert_eq!(again.counter, 5);
-        let (other, note) = take_in(Some(&after), &seen(5, b"other"));
-        assert_eq!((other.sealed.as_slice(), note), (b"other".as_slice(), None));
-    }
-
-    #[test]
-    fn a_waiting_write_outlives_what_it_was_based_on() {
-        let (after, note) = take_in(Some(&row(6, false, 5)), &seen(5, b"x"));
-        assert_eq!(note, None);
-        assert_eq!(
-            (after.counter, after.published, after.confirmed, after.seq),
-            (6, false, 5, Some(4))
-        );
-    }
-
-    #[test]
-    fn a_waiting_write_loses_to_the_same_or_a_higher_counter() {
-        for theirs in [6, 9] {
-            let (after, note) = take_in(Some(&row(6, false, 5)), &seen(theirs, b"x"));
-            assert_eq!(note, Some(Note::Overwritten { ours: 6, theirs }));
-            assert_eq!(
-                (after.counter, after.published, after.overwritten),
-                (theirs, true, Some(6))
-            );
-        }
-    }
-
-    #[test]
-    fn a_lost_write_is_remembered_until_reported() {
-        let (lost, _) = take_in(Some(&row(6, false, 5)), &seen(6, b"x"));
-        let (after, _) = take_in(Some(&lost), &seen(7, b"y"));
-        assert_eq!((after.counter, after.overwritten), (7, Some(6)));
-    }
-
-    #[test]
-    fn our_own_value_is_not_taken_for_published() {
-        let before = row(6, false, 5);
-        let sealed = before.sealed.clone();
-        let (after, note) = take_in(Some(&before), &seen(6, &sealed));
-        assert_eq!((after.published, note), (false, None));
-    }
-
-    proptest! {
-        /// In any order of delivery the mark only grows, nothing below it is ever taken, and the highest counter wins.
-        #[test]
-        fn counters_never_go_back(counters in proptest::collection::vec(1u64..20, 1..40)) {
-            let mut row: Option<Cached> = None;
-            let mut highest = 0;
-            for counter in counters {
-                let sealed = [counter as u8];
-                let (after, note) = take_in(row.as_ref(), &seen(counter, &sealed));
-                prop_assert_eq!(note.is_some(), counter < highest);
-                highest = highest.max(counter);
-                prop_assert_eq!(after.confirmed, highest);
-                prop_assert_eq!(after.counter, highest);
-                prop_assert_eq!(after.sealed.as_slice(), &[highest as u8]);
-                row = Some(after);
-            }
-        }
-    }
-}
+mod tests;

@@ -1,12 +1,13 @@
 //! Sending what is not published, and making sure that it is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use futures::{StreamExt, stream};
-use veilid_core::{DHTReportScope, SetDHTValueOptions};
+use veilid_core::{AllowOffline, DHTReportScope, SetDHTValueOptions};
 
-use super::merge::Note;
-use super::{Record, local_subkeys, network_seqs};
+use super::merge::{self, Note};
+use super::{Record, network_seqs};
+use crate::cache::Cached;
 use crate::error::{Error, Result};
 
 /// How often a subkey is sent in one call, where the network answers with an older value under a higher sequence number.
@@ -182,14 +183,8 @@ impl Record {
         todo: Vec<u32>,
         outcomes: &mut BTreeMap<u32, Outcome>,
     ) -> Result<Vec<u32>> {
-        let stored: BTreeSet<u32> = local_subkeys(&self.core.inspect(DHTReportScope::Local).await?)
-            .iter()
-            .collect();
         let sent = self
-            .each(todo, |subkey| {
-                let stored = stored.contains(&subkey);
-                async move { self.send(subkey, stored).await }
-            })
+            .each(todo, |subkey| async move { self.send(subkey).await })
             .await;
         let mut again = Vec::new();
         let mut check = BTreeMap::new();
@@ -276,19 +271,22 @@ impl Record {
         Ok(Some(Outcome::Overwritten { ours, theirs }))
     }
 
-    async fn send(&self, subkey: u32, stored: bool) -> Result<Step> {
-        if stored {
-            // What Veilid learned through a watch or an earlier read is in its local copy, and a write would step
-            // over it: look first whether another writer was there.
-            if let Some(step) = self.yield_to_stored(subkey).await? {
-                return Ok(step);
-            }
+    async fn send(&self, subkey: u32) -> Result<Step> {
+        // What Veilid learned through a watch or an earlier read is in its local copy, and a write would step over it:
+        // look first whether another writer was there.
+        if let Some(stored) = self.core.stored(subkey).await?
+            && let Step::Done(outcome) = self.settle(subkey, &stored).await?
+        {
+            return Ok(Step::Done(outcome));
         }
-        let Some(row) = self.row(subkey, true).await?.filter(|row| !row.published) else {
+        let Some(row) = self.attempt(subkey).await? else {
             return Ok(Step::Nothing);
         };
+        // Veilid must not queue it: a queued write stays in its local copy, hides what other writers put on the network
+        // under the same sequence number, and the write after it would undo theirs. The queue is ours.
         let options = SetDHTValueOptions {
             writer: self.writer.clone(),
+            allow_offline: Some(AllowOffline(false)),
             ..Default::default()
         };
         let other = self
@@ -307,24 +305,31 @@ impl Record {
                 },
             )
             .await?;
-        match other {
-            Some(other) if other.data() != row.sealed => self.settle(subkey, &other).await,
-            // Ours, though some nodes may hold another; reading it back tells which one stands.
-            _ => Ok(Step::Sent {
-                counter: row.counter,
-                sealed: row.sealed,
-            }),
+        if let Some(other) = other.filter(|other| other.data() != row.sealed) {
+            return self.settle(subkey, &other).await;
         }
+        // Too few nodes answering is no error to Veilid. It shows in that the value did not become the local copy.
+        let stored = self.core.stored(subkey).await?;
+        if stored.is_none_or(|stored| stored.data() != row.sealed) {
+            return Err(Error::NotConfirmed);
+        }
+        Ok(Step::Sent {
+            counter: row.counter,
+            sealed: row.sealed,
+        })
     }
 
-    async fn yield_to_stored(&self, subkey: u32) -> Result<Option<Step>> {
-        let Some(stored) = self.core.get(subkey, false).await? else {
+    /// The row to send, marked as handed to Veilid: from here on it may be on the network.
+    async fn attempt(&self, subkey: u32) -> Result<Option<Cached>> {
+        let _rows = self.core.rows.lock().await;
+        let Some(mut row) = self.row(subkey, true).await?.filter(|row| !row.published) else {
             return Ok(None);
         };
-        match self.settle(subkey, &stored).await? {
-            Step::Done(outcome) => Ok(Some(Step::Done(outcome))),
-            _ => Ok(None),
+        if !row.attempted {
+            row.attempted = true;
+            self.store(subkey, &row).await?;
         }
+        Ok(Some(row))
     }
 
     /// What another value at this subkey means for ours.
@@ -394,11 +399,9 @@ impl Record {
             return Err(Error::NotConfirmed);
         }
         let _rows = self.core.rows.lock().await;
-        if let Some(mut row) = self.row(subkey, true).await? {
-            row.published |= row.sealed == sealed;
-            row.confirmed = row.confirmed.max(counter);
-            row.seq = row.seq.max(seq);
-            self.store(subkey, &row).await?;
+        if let Some(row) = self.row(subkey, true).await? {
+            let confirmed = merge::confirm(&row, counter, sealed, seq);
+            self.store(subkey, &confirmed).await?;
         }
         Ok(Step::Done(Outcome::Published { counter }))
     }
