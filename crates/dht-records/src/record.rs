@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 use veilid_core::{
     CRYPTO_KIND_VLD0, DHTRecordReport, DHTReportScope, DHTSchema, KeyPair, OpaqueRecordKey,
-    PublicKey, RecordKey, RoutingContext, ValueData, VeilidAPIError,
+    PublicKey, RecordKey, RoutingContext, ValueData, ValueSubkeyRangeSet, VeilidAPIError,
 };
 
 use crate::access::GroupAccess;
@@ -217,7 +217,19 @@ impl Core {
     /// Veilid's local copy of a subkey: what the network showed or took last.
     async fn stored(&self, subkey: u32) -> Result<Option<ValueData>> {
         // A read without force would ask the network where there is no copy.
-        let report = self.inspect(DHTReportScope::Local).await?;
+        let report = self
+            .call(
+                None,
+                "inspect",
+                self.inner.options.inspect,
+                |context| async move {
+                    let subkeys = Some(ValueSubkeyRangeSet::single(subkey));
+                    context
+                        .inspect_dht_record(self.key.clone(), subkeys, DHTReportScope::Local)
+                        .await
+                },
+            )
+            .await?;
         match report
             .local_seq_for(subkey)
             .is_some_and(|seq| seq.is_some())
@@ -227,8 +239,8 @@ impl Core {
         }
     }
 
-    /// What the network has of the record, and what is stored here. Fails if no node answers.
-    async fn inspect(&self, scope: DHTReportScope) -> Result<DHTRecordReport> {
+    /// What the network has of the record. Fails if no node answers.
+    async fn inspect(&self) -> Result<DHTRecordReport> {
         // Of the whole record always: a range in which nothing was ever written makes Veilid ask every node it knows.
         self.call(
             None,
@@ -236,7 +248,7 @@ impl Core {
             self.inner.options.inspect,
             |context| async move {
                 context
-                    .inspect_dht_record(self.key.clone(), None, scope)
+                    .inspect_dht_record(self.key.clone(), None, DHTReportScope::SyncGet)
                     .await
             },
         )
@@ -385,7 +397,7 @@ impl Record {
     /// Brings the cache up to what the network has: one inspection, then only what changed. Gives the subkeys whose
     /// value on the network is of no use, and why.
     pub(crate) async fn refresh(&self, subkeys: RangeInclusive<u32>) -> Result<Vec<(u32, Error)>> {
-        let report = self.core.inspect(DHTReportScope::SyncGet).await?;
+        let report = self.core.inspect().await?;
         let mut changed = Vec::new();
         for (subkey, seq) in network_seqs(&report) {
             if subkeys.contains(&subkey) {

@@ -6,6 +6,7 @@ mod error;
 mod keys;
 mod limits;
 mod listener;
+mod node;
 mod session;
 mod stream;
 mod tunnels;

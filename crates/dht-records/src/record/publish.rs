@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use futures::{StreamExt, stream};
-use veilid_core::{AllowOffline, DHTReportScope, SetDHTValueOptions};
+use veilid_core::{AllowOffline, SetDHTValueOptions};
 
 use super::merge::{self, Note};
 use super::{Record, network_seqs};
@@ -17,7 +17,8 @@ const ROUNDS: usize = 4;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[must_use = "a write can lose against another writer, and this is where that is said"]
 pub struct Published {
-    /// One entry for each subkey that was not published, or whose write was lost since the last call.
+    /// One entry for each subkey that was not published, and one for each write that was lost since the last call. So a
+    /// subkey stands here twice if it was written again after a loss that nobody was told of.
     pub subkeys: Vec<(u32, Outcome)>,
 }
 
@@ -125,14 +126,25 @@ impl Record {
         if pending.is_empty() {
             return Ok(Published::default());
         }
-        // Veilid would queue the writes and `flush` would wait for nothing.
         let state = self.core.inner.api.get_state().await?;
         if !state.attachment.public_internet_ready {
             return Err(Error::Offline);
         }
         self.core.ensure_open(Some(writer)).await?;
-        let subkeys = self.push(pending).await?.into_iter().collect();
-        Ok(Published { subkeys })
+        let mut subkeys = Vec::new();
+        for &subkey in &pending {
+            if let Some(lost) = self.lost(subkey).await? {
+                subkeys.push((subkey, lost));
+            }
+        }
+        subkeys.extend(self.push(pending).await?);
+        subkeys.sort_by_key(|(subkey, _)| *subkey);
+        let published = Published { subkeys };
+        // Last, so that a call that is dropped before it could report leaves it to the next one.
+        for subkey in published.overwritten() {
+            self.forget_lost(subkey).await?;
+        }
+        Ok(published)
     }
 
     /// Publishes again what the network rolled back. What does not get through stays queued for `publish`.
@@ -156,13 +168,7 @@ impl Record {
 
     async fn push(&self, subkeys: Vec<u32>) -> Result<BTreeMap<u32, Outcome>> {
         let mut outcomes = BTreeMap::new();
-        let mut todo = Vec::new();
-        for subkey in subkeys {
-            if let Some(lost) = self.report_lost(subkey).await? {
-                outcomes.insert(subkey, lost);
-            }
-            todo.push(subkey);
-        }
+        let mut todo = subkeys;
         for _ in 0..ROUNDS {
             todo = self.round(todo, &mut outcomes).await?;
             if todo.is_empty() {
@@ -257,18 +263,23 @@ impl Record {
             .await
     }
 
-    /// Takes the note of a lost write out of the row.
-    async fn report_lost(&self, subkey: u32) -> Result<Option<Outcome>> {
+    /// What the row says of a write that was lost.
+    async fn lost(&self, subkey: u32) -> Result<Option<Outcome>> {
+        let row = self.row(subkey, true).await?;
+        Ok(row.and_then(|row| {
+            let (ours, theirs) = (row.overwritten?, row.confirmed);
+            Some(Outcome::Overwritten { ours, theirs })
+        }))
+    }
+
+    async fn forget_lost(&self, subkey: u32) -> Result<()> {
         let _rows = self.core.rows.lock().await;
-        let Some(mut row) = self.row(subkey, true).await? else {
-            return Ok(None);
-        };
-        let Some(ours) = row.overwritten.take() else {
-            return Ok(None);
-        };
-        self.store(subkey, &row).await?;
-        let theirs = row.confirmed;
-        Ok(Some(Outcome::Overwritten { ours, theirs }))
+        if let Some(mut row) = self.row(subkey, true).await?
+            && row.overwritten.take().is_some()
+        {
+            self.store(subkey, &row).await?;
+        }
+        Ok(())
     }
 
     async fn send(&self, subkey: u32) -> Result<Step> {
@@ -335,9 +346,8 @@ impl Record {
     /// What another value at this subkey means for ours.
     async fn settle(&self, subkey: u32, other: &veilid_core::ValueData) -> Result<Step> {
         match self.take_in(subkey, other).await {
-            Ok(Some(Note::Overwritten { .. })) => {
-                let lost = self.report_lost(subkey).await?;
-                Ok(lost.map_or(Step::Nothing, Step::Done))
+            Ok(Some(Note::Overwritten { ours, theirs })) => {
+                Ok(Step::Done(Outcome::Overwritten { ours, theirs }))
             }
             Ok(_) => {
                 let row = self.row(subkey, true).await?;
@@ -378,7 +388,7 @@ impl Record {
     /// The sequence numbers that nodes other than this one hold. A forced read alone would not do: where nobody
     /// answers it, Veilid gives the local copy.
     async fn on_network(&self) -> Result<BTreeMap<u32, u32>> {
-        Ok(network_seqs(&self.core.inspect(DHTReportScope::SyncGet).await?).collect())
+        Ok(network_seqs(&self.core.inspect().await?).collect())
     }
 
     async fn read_back(

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use veilid_core::DHTReportScope;
 
 use super::{Record, network_seqs};
 use crate::error::Result;
@@ -174,7 +173,7 @@ impl Watch {
 
     /// Inspects the record and notes what is newer than what was known.
     async fn look(&mut self) {
-        let report = match self.record.core.inspect(DHTReportScope::SyncGet).await {
+        let report = match self.record.core.inspect().await {
             Ok(report) => report,
             Err(error) => {
                 tracing::debug!(%error, "record not inspected");

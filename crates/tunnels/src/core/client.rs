@@ -498,10 +498,7 @@ impl ClientCore {
         }
         self.rtt.sample(took);
         let full = call.full || size as u64 * 2 > call.reply_max;
-        let sends = match self.streams.due() {
-            Due::Never => 0,
-            _ => self.streams.backlog(),
-        };
+        let sends = self.streams.backlog();
         self.pace.answered(number, full, owes, backlog.div_ceil(call.reply_max.max(1)), sends.div_ceil(call.reply_max.max(1)), self.in_flight, took);
         if !owes && backlog == 0 {
             self.next_poll = now + Duration::from_millis(wait_ms).min(Duration::from_secs(5));
@@ -535,8 +532,8 @@ impl ClientCore {
     fn timed_out(&mut self, now: Now) {
         self.timeouts += 1;
         self.rtt.timed_out();
-        let limit = self.limits.call_timeout;
-        if self.timeouts >= 3 && now.saturating_sub(self.last_heard) > limit.min(Duration::from_secs(4)) {
+        let patience = (3 * self.rtt.smooth().unwrap_or_default()).max(Duration::from_millis(1_500));
+        if self.timeouts >= 2 && now.saturating_sub(self.last_heard) > patience {
             self.need = Some(RouteNeed::Silent);
         }
     }
@@ -705,9 +702,9 @@ impl ClientCore {
         self.route.as_ref().map(|(tag, _)| *tag)
     }
 
-    /// The smoothed round trip and the calls that may be in flight.
-    pub fn pace(&self) -> (Option<Duration>, usize) {
-        (self.rtt.smooth(), self.pace.window())
+    /// When the other side was last heard.
+    pub fn last_heard(&self) -> Now {
+        self.last_heard
     }
 }
 

@@ -35,7 +35,7 @@ pub(crate) struct RecvBuffer {
 }
 
 impl RecvBuffer {
-    /// Bytes held.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.held
     }

@@ -186,12 +186,23 @@ impl ServerCore {
             replies.extend(answer(Frame::Next { backlog: 0, wait_ms: 0, held_ms: 0 }));
             return replies;
         }
+        // A reply to a call that its client has given up must not carry anything: it would be neither received nor named lost.
+        let mut replies = Vec::new();
+        self.held.retain(|held| {
+            let given_up = held.session == key && asked.lost.iter().any(|range| range.contains(&held.number));
+            if given_up {
+                replies.push((held.token, REFUSAL.to_vec()));
+            }
+            !given_up
+        });
         let hold = asked.hold.min(self.limits.hold);
         if session.wants_reply(now) || hold.is_zero() {
-            return vec![(token, session.reply(header.number, asked.reply_max, Duration::ZERO, now))];
+            replies.push((token, session.reply(header.number, asked.reply_max, Duration::ZERO, now)));
+            return replies;
         }
         self.held.push(Held { token, session: key, number: header.number, reply_max: asked.reply_max, since: now, until: now + hold });
-        self.release_excess(now)
+        replies.extend(self.release_excess(now));
+        replies
     }
 
     /// Replies of held calls whose time has come, or for which there is data.

@@ -409,8 +409,8 @@ impl Sim {
         progress
     }
 
-    /// Goes on to the next thing that happens. `false` when nothing ever will.
-    fn step(&mut self) -> bool {
+    /// Goes on to the next thing that happens, but not past `end`. `false` when nothing ever will.
+    fn step(&mut self, end: Now) -> bool {
         self.pump();
         let mut next = self.events.keys().next().map(|&(at, _)| at);
         let thinking = self.apps.iter().filter_map(|app| app.answer_at.filter(|&at| at > self.now)).min();
@@ -419,7 +419,7 @@ impl Sim {
         }
         let Some(next) = next else { return false };
         // A wake that has nothing to do must not stop the clock.
-        self.now = next.max(self.now + Duration::from_micros(1));
+        self.now = next.max(self.now + Duration::from_micros(1)).min(end.max(self.now));
         while let Some((&(at, seq), _)) = self.events.iter().next() {
             if at > self.now {
                 break;
@@ -464,7 +464,7 @@ impl Sim {
                 return self.now - start;
             }
             assert!(self.now - start < limit, "not done after {:?}", self.now - start);
-            assert!(self.step(), "stuck after {:?}", self.now - start);
+            assert!(self.step(Now::MAX), "stuck after {:?}", self.now - start);
         }
     }
 
@@ -472,7 +472,8 @@ impl Sim {
     pub fn run_for(&mut self, time: Duration) {
         let end = self.now + time;
         self.pump();
-        while self.step() && self.now < end {}
+        while self.now < end && self.step(end) {}
+        self.now = end;
         self.pump();
     }
 

@@ -25,8 +25,6 @@ pub(crate) struct SendHalf {
     pub stopped: Option<u64>,
     /// The handle is gone.
     pub dropped: bool,
-    /// A write found no room.
-    pub waiting: bool,
 }
 
 #[derive(Debug)]
@@ -68,7 +66,6 @@ impl Stream {
                 reset: None,
                 stopped: None,
                 dropped: false,
-                waiting: false,
             },
             recv: RecvHalf {
                 buffer: RecvBuffer::default(),

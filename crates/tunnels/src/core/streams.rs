@@ -60,6 +60,8 @@ pub(crate) struct Streams {
     refusals: BTreeSet<u64>,
     /// Writers without room.
     waiting: BTreeSet<u64>,
+    /// Streams whose last write found too little room.
+    hungry: BTreeSet<u64>,
     send_held: usize,
     recv_held: usize,
     due: Due,
@@ -78,6 +80,7 @@ impl Streams {
             data: VecDeque::new(),
             refusals: BTreeSet::new(),
             waiting: BTreeSet::new(),
+            hungry: BTreeSet::new(),
             send_held: 0,
             recv_held: 0,
             due: Due::Never,
@@ -114,6 +117,11 @@ impl Streams {
         let held = stream.send.buffer.len();
         let most = self.limits.buffered_bytes_per_stream.min(held.saturating_add(spare).max(INITIAL_WINDOW));
         let taken = most.saturating_sub(held).min(data.len());
+        if taken < data.len() {
+            self.hungry.insert(id);
+        } else {
+            self.hungry.remove(&id);
+        }
         if taken == 0 {
             if !data.is_empty() {
                 self.waiting.insert(id);
@@ -142,6 +150,7 @@ impl Streams {
         stream.check_send()?;
         if stream.send.fin.is_none() {
             stream.send.fin = Some(Delivery::Pending);
+            self.hungry.remove(&id);
             self.touch(id, now, true);
         }
         Ok(())
@@ -215,6 +224,7 @@ impl Streams {
             self.touch(id, now, true);
         }
         self.waiting.remove(&id);
+        self.hungry.remove(&id);
         self.reap(id);
     }
 
@@ -380,13 +390,17 @@ impl Streams {
         !self.refusals.is_empty() || has(&self.data, Stream::has_data) || has(&self.control, Stream::has_control)
     }
 
-    /// Bytes that could be sent now.
+    /// Bytes that could be sent now, or as soon as what is on its way is acknowledged.
     pub fn backlog(&self) -> u64 {
-        self.data
-            .iter()
-            .filter_map(|id| self.streams.get(id))
-            .map(|stream| stream.send.buffer.sendable(stream.send.window) + DATA_HEADER as u64)
-            .sum()
+        let now = self.data.iter().filter(|id| !self.hungry.contains(id)).filter_map(|id| self.streams.get(id)).map(|stream| {
+            stream.send.buffer.sendable(stream.send.window) + DATA_HEADER as u64
+        });
+        // Where the writer had to wait for room, more comes for every byte that is acknowledged.
+        let soon = self.hungry.iter().filter_map(|id| self.streams.get(id)).map(|stream| {
+            let buffer = &stream.send.buffer;
+            if buffer.is_blocked(stream.send.window) { buffer.sendable(stream.send.window) } else { buffer.len() as u64 }
+        });
+        now.chain(soon).sum()
     }
 
     fn fill_control(&mut self, builder: &mut Builder, sent: &mut Vec<Sent>) -> bool {
@@ -662,6 +676,8 @@ impl Streams {
         {
             self.send_held -= stream.send.buffer.len();
             self.recv_held -= stream.recv.buffer.discard();
+            self.waiting.remove(&id);
+            self.hungry.remove(&id);
         }
     }
 }

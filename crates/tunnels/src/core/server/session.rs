@@ -1,6 +1,7 @@
 //! One session, as the side sees it that answers.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use super::super::bucket::Bucket;
@@ -45,6 +46,8 @@ pub(crate) struct Asked {
     pub reply_max: usize,
     pub hold: Duration,
     pub closes: bool,
+    /// Calls that the client has given up.
+    pub lost: Vec<Range<u64>>,
 }
 
 impl Session {
@@ -76,7 +79,7 @@ impl Session {
 
     /// Acts on the frames of a call.
     pub fn take(&mut self, frames: Vec<Frame>, unaccepted: Option<&mut usize>, limits: &Limits, now: Now) -> Result<Asked, Violation> {
-        let mut asked = Asked { reply_max: limits.max_message, hold: Duration::ZERO, closes: false };
+        let mut asked = Asked { reply_max: limits.max_message, hold: Duration::ZERO, closes: false, lost: Vec::new() };
         let mut settled = None;
         let mut none = limits.accept_queue;
         let unaccepted = unaccepted.unwrap_or(&mut none);
@@ -102,7 +105,7 @@ impl Session {
                 }
                 Frame::Close { .. } => asked.closes = true,
                 Frame::Lost { calls } => {
-                    for range in calls {
+                    for range in &calls {
                         // A call that arrives after it was given up must not be answered with anything that counts.
                         self.taken.insert(range.start.max(self.settled)..range.end);
                         let lost: Vec<u64> = self.replies.range(range.start..range.end.max(range.start)).map(|(&number, _)| number).collect();
@@ -112,6 +115,7 @@ impl Session {
                             }
                         }
                     }
+                    asked.lost.extend(calls);
                 }
                 frame => {
                     self.active = now;
@@ -155,10 +159,7 @@ impl Session {
         if !builder.is_empty() {
             self.active = now;
         }
-        let backlog = match self.streams.due() {
-            Due::Never => 0,
-            _ => self.streams.backlog(),
-        };
+        let backlog = self.streams.backlog();
         let wait = (now.saturating_sub(self.active) / 2).clamp(*WAITS.start(), *WAITS.end());
         builder.grow(NEXT_FRAME);
         builder.push(&Frame::Next { backlog, wait_ms: millis(wait), held_ms: millis(held) });
