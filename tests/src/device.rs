@@ -124,7 +124,10 @@ impl Device {
     pub fn command(&self) -> Command {
         let mut command = self.host.command(&self.binary);
         // SAFETY: runs between fork and exec, and makes one system call without allocating.
-        #[allow(unsafe_code, reason = "the only way to bind a child's life to this process")]
+        #[allow(
+            unsafe_code,
+            reason = "the only way to bind a child's life to this process"
+        )]
         unsafe {
             command.pre_exec(|| {
                 let signal = Some(rustix::process::Signal::KILL);
@@ -303,10 +306,7 @@ impl Device {
             // A command that fails before it reads says why itself.
             let _ = stdin.write_all(text.as_bytes()).await;
         }
-        let output = child
-            .wait_with_output()
-            .await
-            .map_err(self.io(&action()))?;
+        let output = child.wait_with_output().await.map_err(self.io(&action()))?;
         let lines = String::from_utf8_lossy(&output.stdout)
             .lines()
             .map(serde_json::from_str)
@@ -390,7 +390,9 @@ fn signal(child: &Child, signal: rustix::process::Signal) -> io::Result<()> {
 /// The largest resident memory of a process so far, in bytes.
 fn high_water_mark(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kilobytes.checked_mul(1024)
 }

@@ -115,9 +115,9 @@ async fn command(arguments: Arguments, printer: &mut Printer) -> Result<()> {
         () = signals.next() => return Err(Error::Interrupted),
     };
     let settings = Settings::load(&common)?;
-    let head = request.head;
+    printer.head(request.head);
     ask(&settings, request, printer, &mut signals).await?;
-    printer.finish(head)
+    printer.finish()
 }
 
 /// What to ask for, and what to do with the answer.

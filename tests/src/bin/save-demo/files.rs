@@ -61,7 +61,8 @@ pub fn noise(path: &Path, size: u64) -> io::Result<()> {
 
 /// Compares two files byte by byte; gives their length, or the first place where they differ.
 pub fn compare(a: &Path, b: &Path) -> io::Result<Result<u64, u64>> {
-    let open = |path: &Path| Ok::<_, io::Error>(io::BufReader::with_capacity(1 << 16, File::open(path)?));
+    let open =
+        |path: &Path| Ok::<_, io::Error>(io::BufReader::with_capacity(1 << 16, File::open(path)?));
     let (mut a, mut b) = (open(a)?, open(b)?);
     let (mut x, mut y) = (vec![0; 1 << 16], vec![0; 1 << 16]);
     let mut at = 0;

@@ -78,7 +78,10 @@ impl Report {
         if self.json {
             self.print(&last);
         } else if let Err(error) = &told {
-            println!("\nFailed after {} steps and {seconds} s: {error}", self.steps);
+            println!(
+                "\nFailed after {} steps and {seconds} s: {error}",
+                self.steps
+            );
         } else {
             println!(
                 "\nDone: {} steps, {} bytes read back and found equal, {seconds} s, at most {} MiB of memory in a device.",

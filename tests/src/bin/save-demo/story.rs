@@ -103,7 +103,8 @@ struct Teller<'a> {
 
 impl Teller<'_> {
     async fn tell(mut self, sources: &[Source]) -> Result<(), Failure> {
-        self.report.chapter("Three devices, each a process of its own");
+        self.report
+            .chapter("Three devices, each a process of its own");
         self.start("start").await?;
         self.report.chapter("A group");
         self.create().await?;
@@ -131,7 +132,8 @@ impl Teller<'_> {
         }
         self.report.chapter("All stop");
         self.stop().await?;
-        self.report.chapter("Ben pulls the plug of his network, and reads again");
+        self.report
+            .chapter("Ben pulls the plug of his network, and reads again");
         self.offline(1, kept).await?;
         self.report.chapter("All start again");
         self.start("restart").await?;
@@ -235,9 +237,14 @@ impl Teller<'_> {
 
     async fn read(&mut self, reader: usize, source: &Source, time: &str) -> Result<(), Failure> {
         let device = self.device(reader)?;
-        let text = format!("{} reads {}: every byte is the same", device.name(), source.title);
+        let text = format!(
+            "{} reads {}: every byte is the same",
+            device.name(),
+            source.title
+        );
         let (took, bytes) = self.fetch(device, source, &[]).await?;
-        self.report.step(&format!("read-{time}"), &text, took, bytes);
+        self.report
+            .step(&format!("read-{time}"), &text, took, bytes);
         Ok(())
     }
 
@@ -256,7 +263,8 @@ impl Teller<'_> {
         device.save(&arguments).await?;
         let took = begin.elapsed();
         let (original, copy) = (source.file.clone(), target.clone());
-        let compared = tokio::task::spawn_blocking(move || files::compare(&original, &copy)).await?;
+        let compared =
+            tokio::task::spawn_blocking(move || files::compare(&original, &copy)).await?;
         tokio::fs::remove_file(&target).await?;
         match compared? {
             Ok(bytes) => Ok((took, bytes)),
@@ -278,7 +286,12 @@ impl Teller<'_> {
         Ok(())
     }
 
-    async fn gone(&mut self, reader: usize, deleted: &Source, kept: &[Source]) -> Result<(), Failure> {
+    async fn gone(
+        &mut self,
+        reader: usize,
+        deleted: &Source,
+        kept: &[Source],
+    ) -> Result<(), Failure> {
         let begin = Instant::now();
         let device = self.device(reader)?;
         let wanted = |lines: &[Value]| {
@@ -319,7 +332,9 @@ impl Teller<'_> {
         let text = format!("{name} still knows the group, its members and its files");
         self.report.step("offline", &text, begin.elapsed(), 0);
         for source in kept {
-            let (took, bytes) = self.fetch(self.device(reader)?, source, &["--offline"]).await?;
+            let (took, bytes) = self
+                .fetch(self.device(reader)?, source, &["--offline"])
+                .await?;
             let text = format!("{name} reads {} without a network", source.title);
             self.report.step("read-offline", &text, took, bytes);
         }
