@@ -1,0 +1,577 @@
+//! One record: opening, reading through the cache, writing into it.
+
+mod merge;
+mod publish;
+mod watch;
+
+pub use publish::{Outcome, Published};
+pub use watch::{Changed, Watch};
+
+use std::future::Future;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::Mutex;
+use veilid_core::{
+    CRYPTO_KIND_VLD0, DHTRecordReport, DHTReportScope, DHTSchema, KeyPair, OpaqueRecordKey,
+    PublicKey, RecordKey, RoutingContext, ValueData, ValueSubkeyRangeSet, VeilidAPIError,
+};
+
+use crate::access::GroupAccess;
+use crate::cache::Cached;
+use crate::contexts::Purpose;
+use crate::error::{Error, Result};
+use crate::records::{Inner, RecordEvent, Records};
+use crate::value::{self, Kind, Opened, Place, ValueKey};
+use merge::{Note, Seen};
+use watch::Watchers;
+
+/// Where a read may look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fetch {
+    /// Only here: never touches the network.
+    Cached,
+    /// Asks the network first, and fails if it does not answer.
+    Network,
+}
+
+/// A value with the counter under which it was written. The counter of a subkey only grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamped<T> {
+    /// The counter, from 1.
+    pub counter: u64,
+    /// The value.
+    pub value: T,
+}
+
+/// The two kinds of record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    Group,
+    Repo,
+}
+
+impl Layout {
+    pub(crate) const fn subkeys(self) -> u16 {
+        match self {
+            Layout::Group => 1024,
+            Layout::Repo => 32,
+        }
+    }
+
+    /// Bytes that Veilid takes in one subkey: `min(32 KiB, 1 MiB / subkeys)`.
+    pub(crate) const fn limit(self) -> usize {
+        match self {
+            Layout::Group => 1024,
+            Layout::Repo => 32_768,
+        }
+    }
+
+    const fn kind(self, subkey: u32) -> Kind {
+        match (self, subkey) {
+            (Layout::Group, 0) => Kind::GroupMetadata,
+            (Layout::Group, _) => Kind::Slot,
+            (Layout::Repo, 0) => Kind::RepoMetadata,
+            (Layout::Repo, 1) => Kind::Root,
+            (Layout::Repo, _) => Kind::Tunnel,
+        }
+    }
+}
+
+/// What all handles of a record share.
+pub(crate) struct Core {
+    pub(crate) opaque: OpaqueRecordKey,
+    pub(crate) watchers: Watchers,
+    inner: Arc<Inner>,
+    key: RecordKey,
+    schema: DHTSchema,
+    owner: PublicKey,
+    limit: usize,
+    open: Mutex<bool>,
+    // Held from reading a row to writing it back, so that counters are given out once.
+    rows: Mutex<()>,
+    publishing: Mutex<()>,
+}
+
+impl Core {
+    pub(crate) fn new(
+        inner: Arc<Inner>,
+        key: RecordKey,
+        schema: DHTSchema,
+        owner: PublicKey,
+        limit: usize,
+    ) -> Self {
+        Self {
+            opaque: key.opaque(),
+            watchers: Watchers::default(),
+            inner,
+            key,
+            schema,
+            owner,
+            limit,
+            open: Mutex::new(false),
+            rows: Mutex::new(()),
+            publishing: Mutex::new(()),
+        }
+    }
+
+    /// Makes the record in the local store, if it is not there. Needs no network.
+    async fn create(&self, owner: &KeyPair) -> Result<()> {
+        let mut open = self.open.lock().await;
+        if !*open {
+            self.create_and_open(owner).await?;
+            *open = true;
+        }
+        Ok(())
+    }
+
+    async fn create_and_open(&self, owner: &KeyPair) -> Result<()> {
+        let context = self.inner.api.routing_context()?;
+        // Veilid puts a random encryption key into the key of a record that it makes. Ours are found by the bare key
+        // alone, so the record is closed and opened again under that.
+        let made = context
+            .create_dht_record(CRYPTO_KIND_VLD0, self.schema.clone(), Some(owner.clone()))
+            .await;
+        match made {
+            Ok(descriptor) => context.close_dht_record(descriptor.key()).await?,
+            Err(error) => {
+                // It refuses to make a record twice: then it opens without asking anyone. If it does not open either,
+                // the first error is the reason.
+                return match context.open_dht_record(self.key.clone(), None, None).await {
+                    Ok(_) => Ok(()),
+                    Err(_) => Err(error.into()),
+                };
+            }
+        }
+        let _descriptor = context
+            .open_dht_record(self.key.clone(), None, None)
+            .await?;
+        Ok(())
+    }
+
+    /// Opens the record unless it is open. With `owner`, a record that the network does not know is made here.
+    async fn ensure_open(&self, owner: Option<&KeyPair>) -> Result<()> {
+        let mut open = self.open.lock().await;
+        if *open {
+            return Ok(());
+        }
+        let context = self.inner.api.routing_context()?;
+        // Without a default writer: a storage node grants only 8 watches to all who open with one, and 32 to others.
+        let opened = timed("open", self.inner.options.open, async {
+            context.open_dht_record(self.key.clone(), None, None).await
+        })
+        .await;
+        match (opened, owner) {
+            (Ok(_), _) => {}
+            (Err(Error::RecordNotFound), Some(owner)) => self.create_and_open(owner).await?,
+            (Err(error), _) => return Err(error),
+        }
+        *open = true;
+        Ok(())
+    }
+
+    /// Closes the record and ends its watches. The next call that needs the network opens it again.
+    pub(crate) async fn close(&self) {
+        self.watchers.end();
+        let mut open = self.open.lock().await;
+        if std::mem::take(&mut *open) {
+            let closed = match self.inner.api.routing_context() {
+                Ok(context) => context.close_dht_record(self.key.clone()).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = closed {
+                tracing::debug!(kind = error_kind(&error), "record was not closed");
+            }
+        }
+    }
+
+    /// Runs a call on the open record, and once more if another handle had closed it meanwhile.
+    async fn call<T, F>(
+        &self,
+        owner: Option<&KeyPair>,
+        name: &'static str,
+        after: Duration,
+        call: impl Fn(RoutingContext) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T, VeilidAPIError>>,
+    {
+        self.ensure_open(owner).await?;
+        let context = self.inner.api.routing_context()?;
+        match timed(name, after, call(context.clone())).await {
+            Err(Error::Veilid(VeilidAPIError::InvalidArgument {
+                context: reason, ..
+            })) if reason == "record not open" => {
+                *self.open.lock().await = false;
+                self.ensure_open(owner).await?;
+                timed(name, after, call(context)).await
+            }
+            other => other,
+        }
+    }
+
+    /// Veilid's local copy of a subkey: what the network showed or took last.
+    async fn stored(&self, subkey: u32) -> Result<Option<ValueData>> {
+        // A read without force would ask the network where there is no copy.
+        let report = self
+            .call(
+                None,
+                "inspect",
+                self.inner.options.inspect,
+                |context| async move {
+                    let subkeys = Some(ValueSubkeyRangeSet::single(subkey));
+                    context
+                        .inspect_dht_record(self.key.clone(), subkeys, DHTReportScope::Local)
+                        .await
+                },
+            )
+            .await?;
+        match report
+            .local_seq_for(subkey)
+            .is_some_and(|seq| seq.is_some())
+        {
+            true => self.get(subkey, false).await,
+            false => Ok(None),
+        }
+    }
+
+    /// What the network has of the record. Fails if no node answers.
+    async fn inspect(&self) -> Result<DHTRecordReport> {
+        // Of the whole record always: a range in which nothing was ever written makes Veilid ask every node it knows.
+        self.call(
+            None,
+            "inspect",
+            self.inner.options.inspect,
+            |context| async move {
+                context
+                    .inspect_dht_record(self.key.clone(), None, DHTReportScope::SyncGet)
+                    .await
+            },
+        )
+        .await
+    }
+
+    async fn get(&self, subkey: u32, force: bool) -> Result<Option<ValueData>> {
+        self.call(None, "get", self.inner.options.get, |context| async move {
+            context.get_dht_value(self.key.clone(), subkey, force).await
+        })
+        .await
+    }
+}
+
+/// A handle of one record, with the keys that its holder has.
+#[derive(Clone)]
+pub(crate) struct Record {
+    pub(crate) core: Arc<Core>,
+    pub(crate) layout: Layout,
+    writer: Option<KeyPair>,
+    locator: ValueKey,
+    content: Option<ValueKey>,
+}
+
+impl Record {
+    /// Makes the record of `owner` in the local store, if it is not there, and gives a handle.
+    pub(crate) async fn create(
+        records: &Records,
+        layout: Layout,
+        access: &GroupAccess,
+        owner: KeyPair,
+    ) -> Result<Self> {
+        let record =
+            Self::attach(records, layout, access, owner.key(), Some(owner.clone())).await?;
+        record.core.create(&owner).await?;
+        Ok(record)
+    }
+
+    /// Gives a handle of the record of `public`. Asks nobody.
+    pub(crate) async fn attach(
+        records: &Records,
+        layout: Layout,
+        access: &GroupAccess,
+        public: PublicKey,
+        writer: Option<KeyPair>,
+    ) -> Result<Self> {
+        if writer.as_ref().is_some_and(|pair| pair.key() != public) {
+            return Err(Error::KeyMismatch);
+        }
+        let schema = DHTSchema::dflt(layout.subkeys())?;
+        Ok(Self {
+            core: records.core(schema, public, layout.limit()).await?,
+            layout,
+            writer,
+            locator: ValueKey::new(access.locator().derive(Purpose::LocatorValues)),
+            content: access
+                .content()
+                .map(|key| ValueKey::new(key.derive(Purpose::ContentValues))),
+        })
+    }
+
+    pub(crate) fn key(&self) -> &RecordKey {
+        &self.core.key
+    }
+
+    pub(crate) fn owner(&self) -> &PublicKey {
+        &self.core.owner
+    }
+
+    pub(crate) fn writable(&self) -> bool {
+        self.writer.is_some()
+    }
+
+    pub(crate) fn api(&self) -> &veilid_core::VeilidAPI {
+        &self.core.inner.api
+    }
+
+    fn place(&self, subkey: u32) -> Place<'_> {
+        Place {
+            record: &self.core.opaque,
+            subkey,
+            kind: self.layout.kind(subkey),
+        }
+    }
+
+    fn value_key(&self, subkey: u32) -> Result<&ValueKey> {
+        match self.layout.kind(subkey) {
+            Kind::GroupMetadata | Kind::RepoMetadata => {
+                self.content.as_ref().ok_or(Error::NoContentKey)
+            }
+            _ => Ok(&self.locator),
+        }
+    }
+
+    pub(crate) fn unseal(&self, subkey: u32, sealed: &[u8]) -> Result<Opened> {
+        value::open(self.value_key(subkey)?, &self.place(subkey), sealed)
+    }
+
+    /// The row of a subkey; one that cannot be read counts as none where `lenient`.
+    async fn row(&self, subkey: u32, lenient: bool) -> Result<Option<Cached>> {
+        match self.core.inner.cache.load(&self.core.opaque, subkey).await {
+            Err(Error::CacheRow) if lenient => {
+                tracing::warn!(
+                    subkey,
+                    "row of the record cache is damaged and will be replaced"
+                );
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+
+    async fn store(&self, subkey: u32, row: &Cached) -> Result<()> {
+        self.core
+            .inner
+            .cache
+            .store(&self.core.opaque, subkey, row)
+            .await
+    }
+
+    /// The subkeys of which something is known here.
+    pub(crate) async fn known(&self) -> Result<Vec<u32>> {
+        self.core.inner.cache.subkeys(&self.core.opaque).await
+    }
+
+    /// What is known here of a subkey.
+    pub(crate) async fn cached(&self, subkey: u32) -> Result<Option<Opened>> {
+        self.value_key(subkey)?;
+        match self.row(subkey, false).await? {
+            None => Ok(None),
+            Some(row) => self.unseal(subkey, &row.sealed).map(Some),
+        }
+    }
+
+    /// One subkey, from here or from the network.
+    pub(crate) async fn read(&self, subkey: u32, fetch: Fetch) -> Result<Option<Opened>> {
+        self.value_key(subkey)?;
+        if fetch == Fetch::Network
+            && let Some((_, error)) = self.refresh(subkey..=subkey).await?.into_iter().next()
+        {
+            return Err(error);
+        }
+        self.cached(subkey).await
+    }
+
+    /// Brings the cache up to what the network has: one inspection, then only what changed. Gives the subkeys whose
+    /// value on the network is of no use, and why.
+    pub(crate) async fn refresh(&self, subkeys: RangeInclusive<u32>) -> Result<Vec<(u32, Error)>> {
+        let report = self.core.inspect().await?;
+        let mut changed = Vec::new();
+        for (subkey, seq) in network_seqs(&report) {
+            if subkeys.contains(&subkey) {
+                let row = self.row(subkey, true).await?;
+                if row.is_none_or(|row| row.seq.is_none_or(|known| known < seq)) {
+                    changed.push(subkey);
+                }
+            }
+        }
+        let results: Vec<(u32, Result<Option<Note>>)> = stream::iter(changed)
+            .map(|subkey| async move { (subkey, self.refresh_one(subkey).await) })
+            .buffer_unordered(self.core.inner.options.parallel.max(1))
+            .collect()
+            .await;
+        let mut failed = Vec::new();
+        let mut older = Vec::new();
+        for (subkey, result) in results {
+            match result {
+                Ok(Some(Note::Rollback { .. })) => older.push(subkey),
+                Ok(_) => {}
+                Err(error) => failed.push((subkey, error)),
+            }
+        }
+        if !older.is_empty() && self.writable() {
+            self.restore(older).await;
+        }
+        failed.sort_unstable_by_key(|(subkey, _)| *subkey);
+        Ok(failed)
+    }
+
+    async fn refresh_one(&self, subkey: u32) -> Result<Option<Note>> {
+        match self.core.get(subkey, true).await? {
+            None => Ok(None),
+            Some(data) => self.take_in(subkey, &data).await,
+        }
+    }
+
+    /// Merges a value that the network gave into the cache.
+    async fn take_in(&self, subkey: u32, data: &ValueData) -> Result<Option<Note>> {
+        let opened = self.unseal(subkey, data.data()).inspect_err(|error| {
+            if !matches!(error, Error::NoContentKey) {
+                self.core.inner.emit(RecordEvent::Undecodable {
+                    record: self.core.opaque.clone(),
+                    subkey,
+                    error: error.clone(),
+                });
+            }
+        })?;
+        let seen = Seen {
+            counter: opened.counter,
+            sealed: data.data(),
+            seq: data.seq().to_option(),
+        };
+        let _rows = self.core.rows.lock().await;
+        let row = self.row(subkey, true).await?;
+        let (merged, note) = merge::take_in(row.as_ref(), &seen);
+        if row.as_ref() != Some(&merged) {
+            self.store(subkey, &merged).await?;
+        }
+        match note {
+            // Said once for each value that the network shows, not each time that it is looked at.
+            Some(Note::Rollback { .. })
+                if row.is_some_and(|row| data.seq().to_option() <= row.seq) => {}
+            Some(Note::Rollback { seen, got }) => self.core.inner.emit(RecordEvent::Rollback {
+                record: self.core.opaque.clone(),
+                subkey,
+                seen,
+                got,
+            }),
+            Some(Note::Overwritten { ours, theirs }) => {
+                self.core.inner.emit(RecordEvent::Overwritten {
+                    record: self.core.opaque.clone(),
+                    subkey,
+                    ours,
+                    theirs,
+                })
+            }
+            None => {}
+        }
+        Ok(note)
+    }
+
+    /// Writes a payload into the cache under the next counter. It goes to the network with the next `publish`.
+    pub(crate) async fn write(&self, subkey: u32, payload: &[u8]) -> Result<u64> {
+        if !self.writable() {
+            return Err(Error::ReadOnly);
+        }
+        let key = self.value_key(subkey)?;
+        let _rows = self.core.rows.lock().await;
+        let row = self.row(subkey, true).await?;
+        let counter = merge::next_counter(row.as_ref()).ok_or(Error::CounterExhausted)?;
+        let sealed = value::seal(key, &self.place(subkey), counter, payload, self.core.limit)?;
+        let next = merge::write(row, counter, sealed);
+        self.store(subkey, &next).await?;
+        Ok(counter)
+    }
+
+    /// Writes a value as JSON.
+    pub(crate) async fn write_json<T: Serialize>(&self, subkey: u32, value: &T) -> Result<u64> {
+        self.write(subkey, &to_json(value, self.layout.kind(subkey))?)
+            .await
+    }
+
+    /// Reads a value from JSON. A cleared subkey is `None`.
+    pub(crate) async fn read_json<T: DeserializeOwned>(
+        &self,
+        subkey: u32,
+        fetch: Fetch,
+    ) -> Result<Option<Stamped<T>>> {
+        self.read(subkey, fetch)
+            .await?
+            .filter(|opened| !opened.payload.is_empty())
+            .map(|opened| from_json(&opened, self.layout.kind(subkey)))
+            .transpose()
+    }
+
+    /// Closes the record, takes it out of Veilid's local store, and forgets its rows.
+    pub(crate) async fn forget(&self) -> Result<()> {
+        self.core.close().await;
+        let deleted = self
+            .core
+            .inner
+            .api
+            .routing_context()?
+            .delete_dht_record(self.core.key.clone())
+            .await;
+        match deleted.map_err(Error::from) {
+            // Not stored here: nothing to take out.
+            Ok(()) | Err(Error::RecordNotFound) => {}
+            Err(error) => return Err(error),
+        }
+        let _rows = self.core.rows.lock().await;
+        self.core.inner.cache.remove(&self.core.opaque).await
+    }
+}
+
+pub(crate) fn to_json<T: Serialize>(value: &T, kind: Kind) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|_| Error::InvalidPayload { kind })
+}
+
+// What serde says about a payload may quote it, so only the kind is kept.
+pub(crate) fn from_json<T: DeserializeOwned>(opened: &Opened, kind: Kind) -> Result<Stamped<T>> {
+    let value =
+        serde_json::from_slice(&opened.payload).map_err(|_| Error::InvalidPayload { kind })?;
+    Ok(Stamped {
+        counter: opened.counter,
+        value,
+    })
+}
+
+/// The subkeys that the network has, with their sequence numbers.
+fn network_seqs(report: &DHTRecordReport) -> impl Iterator<Item = (u32, u32)> {
+    let seqs = report.subkeys().iter().zip(report.network_seqs());
+    seqs.filter_map(|(subkey, seq)| Some((subkey, seq.to_option()?)))
+}
+
+async fn timed<T>(
+    operation: &'static str,
+    after: Duration,
+    call: impl Future<Output = Result<T, VeilidAPIError>>,
+) -> Result<T> {
+    match tokio::time::timeout(after, call).await {
+        Ok(result) => result.map_err(Error::from),
+        Err(_) => Err(Error::Timeout { operation, after }),
+    }
+}
+
+/// The name of an error without what it quotes.
+fn error_kind(error: &VeilidAPIError) -> &'static str {
+    match error {
+        VeilidAPIError::NotInitialized => "not initialized",
+        VeilidAPIError::Shutdown => "shutdown",
+        VeilidAPIError::KeyNotFound { .. } => "key not found",
+        VeilidAPIError::TryAgain { .. } => "try again",
+        _ => "other",
+    }
+}
