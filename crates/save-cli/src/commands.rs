@@ -147,7 +147,8 @@ async fn prepare(common: &Common, command: Command, printer: &mut Printer) -> Re
     };
     match command {
         // `run` is served before this.
-        Command::Run | Command::Status => {}
+        Command::Run => {}
+        Command::Status => request.head = GROUPS,
         Command::Group(GroupCommand::Create { name, me }) => {
             warn_of_insecure_keys(common, printer);
             request.operation = Operation::Create { name, me };

@@ -279,15 +279,6 @@ fn status(
     if let Some(attachment) = backend.get("attachment").and_then(|value| value.as_str()) {
         text.push_str(&format!(" ({})", clean(attachment)));
     }
-    for group in backend
-        .get("groups")
-        .and_then(|groups| groups.as_array())
-        .into_iter()
-        .flatten()
-    {
-        let name = group.get("name").and_then(|name| name.as_str());
-        text.push_str(&format!("\ngroup       {}", clean(name.unwrap_or("-"))));
-    }
     text
 }
 
