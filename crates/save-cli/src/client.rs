@@ -162,9 +162,7 @@ pub async fn start(settings: &Settings) -> Result<Backend> {
             directory: settings.directory.clone(),
             limit: settings.timeout,
         },
-        save_backend::Error::KeyringUnavailable => Error::NoKeyStorage {
-            reason: error.to_string(),
-        },
+        save_backend::Error::KeyringUnavailable { reason } => Error::NoKeyStorage { reason },
         error => Error::from(error),
     })
 }

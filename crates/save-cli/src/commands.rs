@@ -115,9 +115,9 @@ async fn command(arguments: Arguments, printer: &mut Printer) -> Result<()> {
         () = signals.next() => return Err(Error::Interrupted),
     };
     let settings = Settings::load(&common)?;
-    let head = request.head;
+    printer.head(request.head);
     ask(&settings, request, printer, &mut signals).await?;
-    printer.finish(head)
+    printer.finish()
 }
 
 /// What to ask for, and what to do with the answer.
@@ -147,7 +147,8 @@ async fn prepare(common: &Common, command: Command, printer: &mut Printer) -> Re
     };
     match command {
         // `run` is served before this.
-        Command::Run | Command::Status => {}
+        Command::Run => {}
+        Command::Status => request.head = GROUPS,
         Command::Group(GroupCommand::Create { name, me }) => {
             warn_of_insecure_keys(common, printer);
             request.operation = Operation::Create { name, me };

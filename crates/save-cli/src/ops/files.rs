@@ -129,7 +129,10 @@ impl Context<'_> {
                 let read = rest
                     .read_buf(&mut chunk)
                     .await
-                    .map_err(|error| Error::from(save_backend::Error::from(error)))?;
+                    .map_err(|source| Error::Stored {
+                        path: file.entry.path.as_str().to_owned(),
+                        source,
+                    })?;
                 if read == 0 {
                     break;
                 }
