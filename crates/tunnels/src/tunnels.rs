@@ -74,9 +74,8 @@ impl Tunnels {
         Session::start(self.node.clone(), psk, source)
     }
 
-    /// Closes all listeners and sessions, tells the other sides that wait for a reply, and releases the listeners' routes. Later calls fail.
+    /// Closes all listeners and sessions, tells the other sides, and releases all routes: within some three seconds. Later calls fail.
     pub async fn close(&self) {
-        self.node.closed.cancel();
-        self.node.unlisten_all().await;
+        self.node.close().await;
     }
 }

@@ -21,7 +21,9 @@ const MAX_LATE: usize = 128;
 /// Ranges of lost calls named in one call.
 const MAX_LOST_RANGES: usize = 64;
 /// Answers of one byte in a row, before the other side counts as refusing us.
-const MAX_REFUSALS: u32 = 6;
+const MAX_REFUSALS: u32 = 5;
+/// Silence that does not make a route suspicious yet.
+const MIN_PATIENCE: Duration = Duration::from_secs(1);
 /// The room that we keep between our own timer and Veilid's.
 const TIMER_MARGIN: Duration = Duration::from_millis(250);
 
@@ -140,7 +142,11 @@ pub(crate) struct ClientCore {
 }
 
 impl ClientCore {
-    pub fn new(psk: Psk, limits: Limits, mut fresh_id: Box<dyn FnMut() -> SessionId + Send>) -> Self {
+    pub fn new(
+        psk: Psk,
+        limits: Limits,
+        mut fresh_id: Box<dyn FnMut() -> SessionId + Send>,
+    ) -> Self {
         let pace = Pace::new(limits.calls_in_flight);
         ClientCore {
             psk,
@@ -240,7 +246,11 @@ impl ClientCore {
         if self.closing == Closing::Closed || !self.has_work() {
             return None;
         }
-        if self.route.is_none() { Some(RouteNeed::Missing) } else { self.need }
+        if self.route.is_none() {
+            Some(RouteNeed::Missing)
+        } else {
+            self.need
+        }
     }
 
     /// Goes on over this route, which may be the same as before.
@@ -249,7 +259,11 @@ impl ClientCore {
         self.timeouts = 0;
         self.no_route_reason = None;
         self.not_before = now;
-        if self.route.as_ref().is_some_and(|(current, _)| *current == tag) {
+        if self
+            .route
+            .as_ref()
+            .is_some_and(|(current, _)| *current == tag)
+        {
             return;
         }
         self.route = Some((tag, Keys::derive(&self.psk, self.id, tag)));
@@ -285,7 +299,10 @@ impl ClientCore {
         matches!(self.closing, Closing::Saying(_))
             || self.streams.expects()
             || self.streams.has_pending()
-            || !self.pings.values().all(|ping| matches!(ping, Ping::Done(_)))
+            || !self
+                .pings
+                .values()
+                .all(|ping| matches!(ping, Ping::Done(_)))
     }
 
     /// The next call to make now, if any. To be called until it returns `None`, after every input and whenever [`next_wake`](Self::next_wake) has come.
@@ -295,10 +312,18 @@ impl ClientCore {
         if self.closing == Closing::Draining && self.streams.is_idle() {
             self.start_closing();
         }
-        if self.closing == Closing::Closed || self.route.is_none() || now < self.not_before || self.in_flight >= self.pace.window() {
+        if self.closing == Closing::Closed
+            || self.route.is_none()
+            || now < self.not_before
+            || self.in_flight >= self.pace.window()
+        {
             return None;
         }
-        if self.wants_call(now) { Some(self.build(now)) } else { None }
+        if self.wants_call(now) {
+            Some(self.build(now))
+        } else {
+            None
+        }
     }
 
     /// When [`poll`](Self::poll) has something to do, without further input.
@@ -308,7 +333,13 @@ impl ClientCore {
         }
         let mut wake: Option<Now> = None;
         let mut at = |time: Now| wake = Some(wake.map_or(time, |wake| wake.min(time)));
-        if let Some(expires) = self.calls.values().filter(|call| call.state == CallState::InFlight).map(|call| call.expires).min() {
+        if let Some(expires) = self
+            .calls
+            .values()
+            .filter(|call| call.state == CallState::InFlight)
+            .map(|call| call.expires)
+            .min()
+        {
             at(expires);
         }
         if let Some(since) = self.work_since {
@@ -326,7 +357,13 @@ impl ClientCore {
             if let Some(settle) = self.settle_at {
                 send_at(settle);
             }
-            if !self.lost_pending.is_empty() || self.wants_to_say_close() || self.pings.values().any(|ping| matches!(ping, Ping::Pending)) {
+            if !self.lost_pending.is_empty()
+                || self.wants_to_say_close()
+                || self
+                    .pings
+                    .values()
+                    .any(|ping| matches!(ping, Ping::Pending))
+            {
                 send_at(now);
             }
             if self.in_flight < self.pace.polls() && self.streams.expects() {
@@ -345,23 +382,43 @@ impl ClientCore {
         due || !self.lost_pending.is_empty()
             || self.settle_at.is_some_and(|at| at <= now)
             || self.wants_to_say_close()
-            || self.pings.values().any(|ping| matches!(ping, Ping::Pending))
-            || (self.in_flight < self.pace.polls() && now >= self.next_poll && self.streams.expects())
+            || self
+                .pings
+                .values()
+                .any(|ping| matches!(ping, Ping::Pending))
+            || (self.in_flight < self.pace.polls()
+                && now >= self.next_poll
+                && self.streams.expects())
     }
 
     fn wants_to_say_close(&self) -> bool {
-        matches!(self.closing, Closing::Saying(_)) && !self.calls.values().any(|call| call.cargo.closes && call.state == CallState::InFlight)
+        matches!(self.closing, Closing::Saying(_))
+            && !self
+                .calls
+                .values()
+                .any(|call| call.cargo.closes && call.state == CallState::InFlight)
     }
 
     /// Below this, every reply has arrived, or the other side knows that it did not.
     fn settled(&self) -> u64 {
-        let flying = self.calls.iter().find(|(_, call)| call.state == CallState::InFlight).map(|(&number, _)| number);
+        let flying = self
+            .calls
+            .iter()
+            .find(|(_, call)| call.state == CallState::InFlight)
+            .map(|(&number, _)| number);
         let lost = self.lost_unconfirmed.first().map(|range| range.start);
-        [flying, lost].into_iter().flatten().min().unwrap_or(self.next_number)
+        [flying, lost]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(self.next_number)
     }
 
     fn build(&mut self, now: Now) -> Transmit {
-        let (_, keys) = self.route.clone().expect("poll has checked that there is a route");
+        let (_, keys) = self
+            .route
+            .clone()
+            .expect("poll has checked that there is a route");
         let number = self.next_number;
         let settled = self.settled();
         self.next_number += 1;
@@ -373,14 +430,21 @@ impl ClientCore {
         if self.hello {
             builder.push(&Frame::Hello { features: 0 });
         }
-        builder.push(&Frame::Ask { reply_max, hold_ms: millis(hold), settled });
+        builder.push(&Frame::Ask {
+            reply_max,
+            hold_ms: millis(hold),
+            settled,
+        });
         let mut call = Call {
             state: CallState::InFlight,
             sent_at: now,
             expires: now + rto + hold,
             session: self.id,
             keys: keys.clone(),
-            cargo: Cargo { lost: self.lost_pending.iter().take(MAX_LOST_RANGES).collect(), ..Cargo::default() },
+            cargo: Cargo {
+                lost: self.lost_pending.iter().take(MAX_LOST_RANGES).collect(),
+                ..Cargo::default()
+            },
             reply_max,
             full: false,
         };
@@ -392,7 +456,11 @@ impl ClientCore {
             cargo.closes = true;
             self.closing = Closing::Saying(tries + 1);
         }
-        if !cargo.lost.is_empty() && builder.push(&Frame::Lost { calls: cargo.lost.clone() }) {
+        if !cargo.lost.is_empty()
+            && builder.push(&Frame::Lost {
+                calls: cargo.lost.clone(),
+            })
+        {
             for range in &cargo.lost {
                 self.lost_pending.remove(range.clone());
             }
@@ -410,19 +478,25 @@ impl ClientCore {
         self.settle_at = None;
         self.in_flight += 1;
         self.calls.insert(number, call);
-        Transmit { number, message: builder.seal(&keys, Direction::Call) }
+        Transmit {
+            number,
+            message: builder.seal(&keys, Direction::Call),
+        }
     }
 
     // What comes back.
 
     /// The reply to a call.
     pub fn on_reply(&mut self, number: u64, reply: Bytes, now: Now) {
-        let Some(call) = self.calls.remove(&number) else { return };
+        let Some(call) = self.calls.remove(&number) else {
+            return;
+        };
         if call.state == CallState::InFlight {
             self.in_flight -= 1;
         }
         let proved = call.keys.verify(Direction::Reply, &reply)
-            && Header::parse(&reply).is_some_and(|header| header.session == call.session && header.number == number);
+            && Header::parse(&reply)
+                .is_some_and(|header| header.session == call.session && header.number == number);
         if !proved {
             if call.state == CallState::InFlight {
                 if reply[..] == REFUSAL {
@@ -448,10 +522,14 @@ impl ClientCore {
         let late = call.state == CallState::Late;
         for frame in &frames {
             match *frame {
-                Frame::Close { code } if !call.cargo.closes => return self.closed_by_other(code, now),
+                Frame::Close { code } if !call.cargo.closes => {
+                    return self.closed_by_other(code, now);
+                }
                 Frame::Busy { wait_ms } => {
                     self.hello = false;
-                    self.not_before = now + Duration::from_millis(wait_ms).clamp(Duration::from_millis(10), Duration::from_secs(5));
+                    self.not_before = now
+                        + Duration::from_millis(wait_ms)
+                            .clamp(Duration::from_millis(10), Duration::from_secs(5));
                     if !late {
                         self.lose(number, call.cargo, now);
                     }
@@ -474,7 +552,11 @@ impl ClientCore {
         let (mut next, mut owes) = (None, false);
         for frame in frames {
             match frame {
-                Frame::Next { backlog, wait_ms, held_ms } => next = Some((backlog, wait_ms, held_ms)),
+                Frame::Next {
+                    backlog,
+                    wait_ms,
+                    held_ms,
+                } => next = Some((backlog, wait_ms, held_ms)),
                 Frame::Pong { .. } => {}
                 frame => {
                     owes = true;
@@ -485,7 +567,9 @@ impl ClientCore {
             }
         }
         let (backlog, wait_ms, held_ms) = next.unwrap_or_default();
-        let took = now.saturating_sub(call.sent_at).saturating_sub(Duration::from_millis(held_ms));
+        let took = now
+            .saturating_sub(call.sent_at)
+            .saturating_sub(Duration::from_millis(held_ms));
         for nonce in call.cargo.pings {
             self.finish_ping(nonce, Ok(took));
         }
@@ -499,7 +583,15 @@ impl ClientCore {
         self.rtt.sample(took);
         let full = call.full || size as u64 * 2 > call.reply_max;
         let sends = self.streams.backlog();
-        self.pace.answered(number, full, owes, backlog.div_ceil(call.reply_max.max(1)), sends.div_ceil(call.reply_max.max(1)), self.in_flight, took);
+        self.pace.answered(
+            number,
+            full,
+            owes,
+            backlog.div_ceil(call.reply_max.max(1)),
+            sends.div_ceil(call.reply_max.max(1)),
+            self.in_flight,
+            took,
+        );
         if !owes && backlog == 0 {
             self.next_poll = now + Duration::from_millis(wait_ms).min(Duration::from_secs(5));
         } else {
@@ -509,7 +601,9 @@ impl ClientCore {
 
     /// A call brought nothing.
     pub fn on_failure(&mut self, number: u64, failure: CallFailure, now: Now) {
-        let Some(call) = self.calls.remove(&number) else { return };
+        let Some(call) = self.calls.remove(&number) else {
+            return;
+        };
         // A call over an earlier route, or one that our own timer gave up, says nothing new.
         let current = call.state == CallState::InFlight;
         if current {
@@ -517,7 +611,7 @@ impl ClientCore {
             self.lose(number, call.cargo, now);
         }
         match failure {
-            CallFailure::Timeout if current => self.timed_out(now),
+            CallFailure::Timeout if current => self.timed_out(1, now),
             CallFailure::NoRoute if current => self.drop_route(now),
             CallFailure::Local if current => self.back_off(now),
             CallFailure::Fatal(message) => {
@@ -529,39 +623,57 @@ impl ClientCore {
         }
     }
 
-    fn timed_out(&mut self, now: Now) {
+    /// Calls ran out of time together.
+    fn timed_out(&mut self, calls: usize, now: Now) {
         self.timeouts += 1;
         self.rtt.timed_out();
-        let patience = (3 * self.rtt.smooth().unwrap_or_default()).max(Duration::from_millis(1_500));
-        if self.timeouts >= 2 && now.saturating_sub(self.last_heard) > patience {
+        let patience = (3 * self.rtt.smooth().unwrap_or_default()).max(MIN_PATIENCE);
+        if (self.timeouts >= 2 || calls >= 3) && now.saturating_sub(self.last_heard) > patience {
             self.need = Some(RouteNeed::Silent);
         }
     }
 
     fn back_off(&mut self, now: Now) {
         self.failures = (self.failures + 1).min(5);
-        self.not_before = self.not_before.max(now + Duration::from_millis(100 << self.failures));
+        self.not_before = self
+            .not_before
+            .max(now + Duration::from_millis(100 << self.failures));
     }
 
     fn expire(&mut self, now: Now) {
-        let expired: Vec<u64> =
-            self.calls.iter().filter(|(_, call)| call.state == CallState::InFlight && call.expires <= now).map(|(&number, _)| number).collect();
-        let any = !expired.is_empty();
-        for number in expired {
+        let expired: Vec<u64> = self
+            .calls
+            .iter()
+            .filter(|(_, call)| call.state == CallState::InFlight && call.expires <= now)
+            .map(|(&number, _)| number)
+            .collect();
+        for &number in &expired {
             self.lose_in_flight(number, now);
         }
-        if any {
-            // Calls that were lost together count as one.
-            self.timed_out(now);
+        if !expired.is_empty() {
+            self.timed_out(expired.len(), now);
         }
         while self.calls.len() - self.in_flight > MAX_LATE {
-            let Some(oldest) = self.calls.iter().find(|(_, call)| call.state == CallState::Late).map(|(&number, _)| number) else { break };
+            let Some(oldest) = self
+                .calls
+                .iter()
+                .find(|(_, call)| call.state == CallState::Late)
+                .map(|(&number, _)| number)
+            else {
+                break;
+            };
             self.calls.remove(&oldest);
         }
     }
 
     fn lose_in_flight(&mut self, number: u64, now: Now) {
-        let Some(call) = self.calls.get_mut(&number).filter(|call| call.state == CallState::InFlight) else { return };
+        let Some(call) = self
+            .calls
+            .get_mut(&number)
+            .filter(|call| call.state == CallState::InFlight)
+        else {
+            return;
+        };
         call.state = CallState::Late;
         let cargo = call.cargo.clone();
         self.in_flight -= 1;
@@ -569,7 +681,12 @@ impl ClientCore {
     }
 
     fn lose_all_in_flight(&mut self, now: Now) {
-        let flying: Vec<u64> = self.calls.iter().filter(|(_, call)| call.state == CallState::InFlight).map(|(&number, _)| number).collect();
+        let flying: Vec<u64> = self
+            .calls
+            .iter()
+            .filter(|(_, call)| call.state == CallState::InFlight)
+            .map(|(&number, _)| number)
+            .collect();
         for number in flying {
             self.lose_in_flight(number, now);
         }
@@ -610,7 +727,10 @@ impl ClientCore {
         } else if after < self.limits.give_up {
             return;
         } else if let (None, Some(reason)) = (&self.route, &self.no_route_reason) {
-            Error::NoRoute { after, reason: reason.clone() }
+            Error::NoRoute {
+                after,
+                reason: reason.clone(),
+            }
         } else {
             Error::Unreachable { after }
         };
@@ -626,6 +746,8 @@ impl ClientCore {
         self.fail_pings(error);
         self.work_since = None;
         self.refusals = 0;
+        self.failures = 0;
+        self.not_before = Now::ZERO;
         self.renew();
     }
 
@@ -649,19 +771,28 @@ impl ClientCore {
                 self.renew();
             }
             close::NO_ROOM => self.fail_work(&Error::Busy),
-            close::VIOLATION => self.fail_work(&Error::Protocol("the other side found a violation")),
+            close::VIOLATION => {
+                self.fail_work(&Error::Protocol("the other side found a violation"))
+            }
             code => self.fail_work(&Error::PeerClosed { code }),
         }
     }
 
     fn start_closing(&mut self) {
         let known = !self.hello || self.next_number > self.first_number;
-        self.closing = if known && self.route.is_some() { Closing::Saying(0) } else { Closing::Closed };
+        self.closing = if known && self.route.is_some() {
+            Closing::Saying(0)
+        } else {
+            Closing::Closed
+        };
     }
 
     /// A session that was silent for so long that the other side may have forgotten it goes on under a new id, if nothing is lost by that.
     fn renew_if_stale(&mut self, now: Now) {
-        if !self.hello && self.streams.len() == 0 && now.saturating_sub(self.last_heard) > self.limits.idle_session / 2 {
+        if !self.hello
+            && self.streams.len() == 0
+            && now.saturating_sub(self.last_heard) > self.limits.idle_session / 2
+        {
             self.renew();
         }
     }

@@ -33,8 +33,15 @@ pub(crate) enum Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Sent {
     Open(u64),
-    Data { stream: u64, range: Range<u64>, fin: bool },
-    Ack { stream: u64, end: bool },
+    Data {
+        stream: u64,
+        range: Range<u64>,
+        fin: bool,
+    },
+    Ack {
+        stream: u64,
+        end: bool,
+    },
     Reset(u64),
     Stop(u64),
     Refuse(u64),
@@ -93,7 +100,9 @@ impl Streams {
     /// Opens a stream. Nothing leaves before the first byte or the end of the coalescing time.
     pub fn open(&mut self, protocol: u16, now: Now) -> Result<u64, Error> {
         if self.streams.len() >= self.limits.streams_per_session {
-            return Err(Error::TooManyStreams { limit: self.limits.streams_per_session });
+            return Err(Error::TooManyStreams {
+                limit: self.limits.streams_per_session,
+            });
         }
         let id = self.opened << 1;
         self.opened += 1;
@@ -108,14 +117,22 @@ impl Streams {
 
     /// Takes what there is room for; 0 when there is none.
     pub fn write(&mut self, id: u64, data: &[u8], now: Now) -> Result<usize, Error> {
-        let spare = self.limits.buffered_bytes_per_session.saturating_sub(self.send_held);
-        let Some(stream) = self.streams.get_mut(&id) else { return Err(Error::Finished) };
+        let spare = self
+            .limits
+            .buffered_bytes_per_session
+            .saturating_sub(self.send_held);
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Err(Error::Finished);
+        };
         stream.check_send()?;
         if stream.send.fin.is_some() {
             return Err(Error::Finished);
         }
         let held = stream.send.buffer.len();
-        let most = self.limits.buffered_bytes_per_stream.min(held.saturating_add(spare).max(INITIAL_WINDOW));
+        let most = self
+            .limits
+            .buffered_bytes_per_stream
+            .min(held.saturating_add(spare).max(INITIAL_WINDOW));
         let taken = most.saturating_sub(held).min(data.len());
         if taken < data.len() {
             self.hungry.insert(id);
@@ -129,7 +146,8 @@ impl Streams {
             return Ok(0);
         }
         stream.send.buffer.write(&data[..taken]);
-        let full = stream.send.buffer.sendable(stream.send.window) >= self.limits.max_message as u64;
+        let full =
+            stream.send.buffer.sendable(stream.send.window) >= self.limits.max_message as u64;
         self.send_held += taken;
         self.touch(id, now, full);
         Ok(taken)
@@ -137,7 +155,9 @@ impl Streams {
 
     /// Sends what was written without waiting for more.
     pub fn flush(&mut self, id: u64, now: Now) -> Result<(), Error> {
-        let Some(stream) = self.streams.get(&id) else { return Err(Error::Finished) };
+        let Some(stream) = self.streams.get(&id) else {
+            return Err(Error::Finished);
+        };
         stream.check_send()?;
         if stream.has_data() {
             self.touch(id, now, true);
@@ -146,7 +166,9 @@ impl Streams {
     }
 
     pub fn finish(&mut self, id: u64, now: Now) -> Result<(), Error> {
-        let Some(stream) = self.streams.get_mut(&id) else { return Err(Error::Finished) };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Err(Error::Finished);
+        };
         stream.check_send()?;
         if stream.send.fin.is_none() {
             stream.send.fin = Some(Delivery::Pending);
@@ -157,7 +179,9 @@ impl Streams {
     }
 
     pub fn reset(&mut self, id: u64, code: u64, now: Now) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
         if stream.failed.is_some() || stream.send.is_done() || stream.send.reset.is_some() {
             return;
         }
@@ -170,7 +194,9 @@ impl Streams {
 
     /// `Some` once the other side stopped, or has everything.
     pub fn stopped(&self, id: u64) -> Result<Option<Option<u64>>, Error> {
-        let Some(stream) = self.streams.get(&id) else { return Err(Error::Finished) };
+        let Some(stream) = self.streams.get(&id) else {
+            return Err(Error::Finished);
+        };
         match (&stream.failed, stream.send.stopped) {
             (_, Some(code)) => Ok(Some(Some(code))),
             _ if stream.send.reset.is_some() => Err(Error::Finished),
@@ -182,7 +208,9 @@ impl Streams {
 
     /// The next bytes, empty at the end; `None` when there are none yet.
     pub fn read(&mut self, id: u64, max: usize, now: Now) -> Result<Option<Bytes>, Error> {
-        let Some(stream) = self.streams.get_mut(&id) else { return Err(Error::Finished) };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Err(Error::Finished);
+        };
         if stream.recv.stop.is_some() {
             return Err(Error::Finished);
         }
@@ -204,7 +232,9 @@ impl Streams {
     }
 
     pub fn stop(&mut self, id: u64, code: u64, now: Now) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
         if stream.recv.stop.is_some() {
             return;
         }
@@ -217,9 +247,15 @@ impl Streams {
 
     /// The sending handle is gone: what was written is delivered, then the stream ends.
     pub fn drop_send(&mut self, id: u64, now: Now) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
         stream.send.dropped = true;
-        if stream.failed.is_none() && stream.send.fin.is_none() && stream.send.reset.is_none() && stream.send.stopped.is_none() {
+        if stream.failed.is_none()
+            && stream.send.fin.is_none()
+            && stream.send.reset.is_none()
+            && stream.send.stopped.is_none()
+        {
             stream.send.fin = Some(Delivery::Pending);
             self.touch(id, now, true);
         }
@@ -230,7 +266,9 @@ impl Streams {
 
     /// The receiving handle is gone: the other side may stop sending.
     pub fn drop_recv(&mut self, id: u64, now: Now) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
         stream.recv.dropped = true;
         self.stop(id, 0, now);
         self.reap(id);
@@ -239,11 +277,28 @@ impl Streams {
     // What the other side says.
 
     /// Takes a frame that concerns streams. `room_for_opens`: whether a new stream may be accepted.
-    pub fn process(&mut self, frame: Frame, room_for_opens: &mut dyn FnMut() -> bool, now: Now) -> Result<(), Violation> {
+    pub fn process(
+        &mut self,
+        frame: Frame,
+        room_for_opens: &mut dyn FnMut() -> bool,
+        now: Now,
+    ) -> Result<(), Violation> {
         match frame {
-            Frame::Open { stream, protocol } => self.opened_by_other(stream, protocol, room_for_opens),
-            Frame::Data { stream, offset, fin, bytes } => self.arrived(stream, offset, fin, bytes, now),
-            Frame::Ack { stream, offset, window, ranges } => {
+            Frame::Open { stream, protocol } => {
+                self.opened_by_other(stream, protocol, room_for_opens)
+            }
+            Frame::Data {
+                stream,
+                offset,
+                fin,
+                bytes,
+            } => self.arrived(stream, offset, fin, bytes, now),
+            Frame::Ack {
+                stream,
+                offset,
+                window,
+                ranges,
+            } => {
                 self.acknowledged(stream, offset, window, ranges, now);
                 Ok(())
             }
@@ -279,7 +334,12 @@ impl Streams {
         }
     }
 
-    fn opened_by_other(&mut self, id: u64, protocol: u16, room: &mut dyn FnMut() -> bool) -> Result<(), Violation> {
+    fn opened_by_other(
+        &mut self,
+        id: u64,
+        protocol: u16,
+        room: &mut dyn FnMut() -> bool,
+    ) -> Result<(), Violation> {
         let index = id >> 1;
         if self.side == Side::Client {
             // Version 1 has no streams opened by the server; room for a later one.
@@ -312,16 +372,30 @@ impl Streams {
         Ok(())
     }
 
-    fn arrived(&mut self, id: u64, offset: u64, fin: bool, bytes: Bytes, now: Now) -> Result<(), Violation> {
+    fn arrived(
+        &mut self,
+        id: u64,
+        offset: u64,
+        fin: bool,
+        bytes: Bytes,
+        now: Now,
+    ) -> Result<(), Violation> {
         let Some(stream) = self.streams.get_mut(&id) else {
             // It is over, or was refused: the other side does not know yet.
-            return if self.side == Side::Server && !self.seen.contains(id >> 1) { Err(Violation("data of a stream that was not opened")) } else { Ok(()) };
+            return if self.side == Side::Server && !self.seen.contains(id >> 1) {
+                Err(Violation("data of a stream that was not opened"))
+            } else {
+                Ok(())
+            };
         };
         if stream.failed.is_some() || stream.recv.reset.is_some() || stream.recv.stop.is_some() {
             return Ok(());
         }
         let was_readable = stream.recv.buffer.is_readable();
-        self.recv_held += stream.recv.buffer.insert(offset, bytes, fin, stream.recv.window)?;
+        self.recv_held += stream
+            .recv
+            .buffer
+            .insert(offset, bytes, fin, stream.recv.window)?;
         if stream.recv.buffer.is_readable() != was_readable {
             self.events.push(Event::Recv(id));
         }
@@ -332,15 +406,26 @@ impl Streams {
         } else if stream.recv.buffer.is_complete() {
             // The reply to the call says as much.
             stream.recv.ack_pending = false;
-        } else if stream.recv.ack_pending && stream.recv.buffer.contiguous() >= INITIAL_WINDOW as u64 / 2 {
+        } else if stream.recv.ack_pending
+            && stream.recv.buffer.contiguous() >= INITIAL_WINDOW as u64 / 2
+        {
             self.touch(id, now, true);
         }
         self.reap(id);
         Ok(())
     }
 
-    fn acknowledged(&mut self, id: u64, offset: u64, window: u64, ranges: Vec<Range<u64>>, now: Now) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
+    fn acknowledged(
+        &mut self,
+        id: u64,
+        offset: u64,
+        window: u64,
+        ranges: Vec<Range<u64>>,
+        now: Now,
+    ) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
         if stream.failed.is_some() {
             return;
         }
@@ -360,7 +445,9 @@ impl Streams {
 
     /// Wakes whoever waits for room or for the end, and queues what the window now allows.
     fn after_ack(&mut self, id: u64, freed: usize, now: Now) {
-        let Some(stream) = self.streams.get(&id) else { return };
+        let Some(stream) = self.streams.get(&id) else {
+            return;
+        };
         let (has_data, done) = (stream.has_data(), stream.send.is_done());
         if has_data && !stream.in_data {
             self.touch(id, now, true);
@@ -381,25 +468,46 @@ impl Streams {
 
     /// When [`fill`](Self::fill) should be called.
     pub fn due(&self) -> Due {
-        if self.has_pending() { self.due } else { Due::Never }
+        if self.has_pending() {
+            self.due
+        } else {
+            Due::Never
+        }
     }
 
     /// Whether [`fill`](Self::fill) would write anything.
     pub fn has_pending(&self) -> bool {
-        let has = |queue: &VecDeque<u64>, what: fn(&Stream) -> bool| queue.iter().any(|id| self.streams.get(id).is_some_and(what));
-        !self.refusals.is_empty() || has(&self.data, Stream::has_data) || has(&self.control, Stream::has_control)
+        let has = |queue: &VecDeque<u64>, what: fn(&Stream) -> bool| {
+            queue
+                .iter()
+                .any(|id| self.streams.get(id).is_some_and(what))
+        };
+        !self.refusals.is_empty()
+            || has(&self.data, Stream::has_data)
+            || has(&self.control, Stream::has_control)
     }
 
     /// Bytes that could be sent now, or as soon as what is on its way is acknowledged.
     pub fn backlog(&self) -> u64 {
-        let now = self.data.iter().filter(|id| !self.hungry.contains(id)).filter_map(|id| self.streams.get(id)).map(|stream| {
-            stream.send.buffer.sendable(stream.send.window) + DATA_HEADER as u64
-        });
+        let now = self
+            .data
+            .iter()
+            .filter(|id| !self.hungry.contains(id))
+            .filter_map(|id| self.streams.get(id))
+            .map(|stream| stream.send.buffer.sendable(stream.send.window) + DATA_HEADER as u64);
         // Where the writer had to wait for room, more comes for every byte that is acknowledged.
-        let soon = self.hungry.iter().filter_map(|id| self.streams.get(id)).map(|stream| {
-            let buffer = &stream.send.buffer;
-            if buffer.is_blocked(stream.send.window) { buffer.sendable(stream.send.window) } else { buffer.len() as u64 }
-        });
+        let soon = self
+            .hungry
+            .iter()
+            .filter_map(|id| self.streams.get(id))
+            .map(|stream| {
+                let buffer = &stream.send.buffer;
+                if buffer.is_blocked(stream.send.window) {
+                    buffer.sendable(stream.send.window)
+                } else {
+                    buffer.len() as u64
+                }
+            });
         now.chain(soon).sum()
     }
 
@@ -412,7 +520,9 @@ impl Streams {
             sent.push(Sent::Refuse(id));
         }
         while let Some(id) = self.control.pop_front() {
-            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            let Some(stream) = self.streams.get_mut(&id) else {
+                continue;
+            };
             stream.in_control = false;
             if !push_control(id, stream, builder, sent) {
                 stream.in_control = true;
@@ -426,12 +536,17 @@ impl Streams {
     fn fill_data(&mut self, builder: &mut Builder, sent: &mut Vec<Sent>) -> bool {
         let share = (builder.room() / self.data.len().max(1)).max(MIN_SHARE);
         while let Some(id) = self.data.pop_front() {
-            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            let Some(stream) = self.streams.get_mut(&id) else {
+                continue;
+            };
             stream.in_data = false;
             if !stream.has_data() {
                 continue;
             }
-            if stream.open != Delivery::Delivered && !sent.contains(&Sent::Open(id)) && !push_open(id, stream, builder, sent) {
+            if stream.open != Delivery::Delivered
+                && !sent.contains(&Sent::Open(id))
+                && !push_open(id, stream, builder, sent)
+            {
                 stream.in_data = true;
                 self.data.push_front(id);
                 return false;
@@ -444,13 +559,20 @@ impl Streams {
             }
             let send = &mut stream.send;
             let end = send.buffer.end();
-            let range = send.buffer.take((room - DATA_HEADER).min(share), send.window).unwrap_or(end..end);
+            let range = send
+                .buffer
+                .take((room - DATA_HEADER).min(share), send.window)
+                .unwrap_or(end..end);
             let fin = send.fin.is_some() && range.end == end;
             builder.push_data(id, range.start, fin, send.buffer.slices(&range));
             if fin && send.fin == Some(Delivery::Pending) {
                 send.fin = Some(Delivery::Sent);
             }
-            sent.push(Sent::Data { stream: id, range, fin });
+            sent.push(Sent::Data {
+                stream: id,
+                range,
+                fin,
+            });
             if stream.has_data() {
                 stream.in_data = true;
                 self.data.push_back(id);
@@ -468,8 +590,14 @@ impl Streams {
                 }
                 self.reap(id);
             }
-            Sent::Data { stream: id, range, fin } => {
-                let Some(stream) = self.streams.get_mut(&id) else { return };
+            Sent::Data {
+                stream: id,
+                range,
+                fin,
+            } => {
+                let Some(stream) = self.streams.get_mut(&id) else {
+                    return;
+                };
                 if stream.failed.is_some() {
                     return;
                 }
@@ -513,8 +641,15 @@ impl Streams {
             self.set_due(Due::Now);
             return;
         }
-        let (Sent::Open(id) | Sent::Data { stream: id, .. } | Sent::Ack { stream: id, .. } | Sent::Reset(id) | Sent::Stop(id) | Sent::Refuse(id)) = sent;
-        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let (Sent::Open(id)
+        | Sent::Data { stream: id, .. }
+        | Sent::Ack { stream: id, .. }
+        | Sent::Reset(id)
+        | Sent::Stop(id)
+        | Sent::Refuse(id)) = sent;
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
         let again = |delivery: &mut Delivery| {
             if *delivery == Delivery::Sent {
                 *delivery = Delivery::Pending;
@@ -528,7 +663,12 @@ impl Streams {
                     again(delivery);
                 }
             }
-            Sent::Ack { .. } => stream.recv.ack_pending |= !stream.recv.has_ended() || (self.side == Side::Client && !stream.recv.end_acked && stream.recv.buffer.is_complete()),
+            Sent::Ack { .. } => {
+                stream.recv.ack_pending |= !stream.recv.has_ended()
+                    || (self.side == Side::Client
+                        && !stream.recv.end_acked
+                        && stream.recv.buffer.is_complete())
+            }
             Sent::Reset(_) => {
                 if let Some((_, delivery)) = &mut stream.send.reset {
                     again(delivery);
@@ -575,7 +715,9 @@ impl Streams {
 
     /// Ends a stream before its time.
     pub fn fail(&mut self, id: u64, error: &Error) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
         if stream.failed.is_some() {
             return;
         }
@@ -596,7 +738,9 @@ impl Streams {
     pub fn restart(&mut self, error: &Error, now: Now) {
         self.refusals.clear();
         for id in self.ids() {
-            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            let Some(stream) = self.streams.get_mut(&id) else {
+                continue;
+            };
             if stream.is_touched() {
                 self.fail(id, error);
                 continue;
@@ -604,7 +748,14 @@ impl Streams {
             stream.open = Delivery::Pending;
             stream.send.buffer.rewind();
             stream.recv.ack_pending = true;
-            for delivery in [stream.send.fin.as_mut(), stream.send.reset.as_mut().map(|r| &mut r.1), stream.recv.stop.as_mut().map(|s| &mut s.1)].into_iter().flatten() {
+            for delivery in [
+                stream.send.fin.as_mut(),
+                stream.send.reset.as_mut().map(|r| &mut r.1),
+                stream.recv.stop.as_mut().map(|s| &mut s.1),
+            ]
+            .into_iter()
+            .flatten()
+            {
                 *delivery = Delivery::Pending;
             }
             self.touch(id, now, true);
@@ -613,7 +764,9 @@ impl Streams {
 
     /// Puts the stream into the queues where it belongs.
     fn enqueue(&mut self, id: u64) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
         if stream.has_control() && !stream.in_control {
             stream.in_control = true;
             self.control.push_back(id);
@@ -626,9 +779,15 @@ impl Streams {
 
     fn touch(&mut self, id: u64, now: Now, urgent: bool) {
         self.enqueue(id);
-        let Some(stream) = self.streams.get(&id) else { return };
+        let Some(stream) = self.streams.get(&id) else {
+            return;
+        };
         if stream.in_control || stream.in_data {
-            self.set_due(if urgent { Due::Now } else { Due::At(now + self.limits.coalesce) });
+            self.set_due(if urgent {
+                Due::Now
+            } else {
+                Due::At(now + self.limits.coalesce)
+            });
         }
     }
 
@@ -643,11 +802,18 @@ impl Streams {
     /// Raises the window of a stream when enough was read, or when the other side has little left.
     fn widen(&mut self, id: u64, now: Now) {
         let most = self.allowance() as u64;
-        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
         if stream.recv.has_ended() || stream.recv.stop.is_some() || stream.failed.is_some() {
             return;
         }
-        let window = stream.recv.buffer.read_offset().saturating_add(most).min(MAX_VARINT);
+        let window = stream
+            .recv
+            .buffer
+            .read_offset()
+            .saturating_add(most)
+            .min(MAX_VARINT);
         if window >= stream.recv.window.saturating_add(most / 4) {
             stream.recv.window = window;
             stream.recv.ack_pending = true;
@@ -657,21 +823,33 @@ impl Streams {
 
     /// Bytes that a stream may send ahead of its reader: less when the session holds much already.
     fn allowance(&self) -> usize {
-        let spare = self.limits.buffered_bytes_per_session.saturating_sub(self.recv_held);
-        self.limits.buffered_bytes_per_stream.min(spare.max(INITIAL_WINDOW))
+        let spare = self
+            .limits
+            .buffered_bytes_per_session
+            .saturating_sub(self.recv_held);
+        self.limits
+            .buffered_bytes_per_stream
+            .min(spare.max(INITIAL_WINDOW))
     }
 
     fn wake_writers(&mut self, id: u64) {
         self.waiting.remove(&id);
         self.events.push(Event::Send(id));
         if self.send_held < self.limits.buffered_bytes_per_session && !self.waiting.is_empty() {
-            self.events.extend(std::mem::take(&mut self.waiting).into_iter().map(Event::Send));
+            self.events.extend(
+                std::mem::take(&mut self.waiting)
+                    .into_iter()
+                    .map(Event::Send),
+            );
         }
     }
 
     /// Forgets a stream that is over on both sides.
     fn reap(&mut self, id: u64) {
-        if self.streams.get(&id).is_some_and(|stream| stream.is_over(self.side == Side::Client))
+        if self
+            .streams
+            .get(&id)
+            .is_some_and(|stream| stream.is_over(self.side == Side::Client))
             && let Some(mut stream) = self.streams.remove(&id)
         {
             self.send_held -= stream.send.buffer.len();
@@ -698,7 +876,10 @@ impl Stream {
 }
 
 fn push_open(id: u64, stream: &mut Stream, builder: &mut Builder, sent: &mut Vec<Sent>) -> bool {
-    if !builder.push(&Frame::Open { stream: id, protocol: stream.protocol }) {
+    if !builder.push(&Frame::Open {
+        stream: id,
+        protocol: stream.protocol,
+    }) {
         return false;
     }
     stream.open = Delivery::Sent;
@@ -715,14 +896,23 @@ fn push_control(id: u64, stream: &mut Stream, builder: &mut Builder, sent: &mut 
         return false;
     }
     // Other frames of a stream that may not be open on the other side yet come with its opening.
-    if stream.has_control() && stream.open != Delivery::Delivered && !sent.contains(&Sent::Open(id)) && !push_open(id, stream, builder, sent) {
+    if stream.has_control()
+        && stream.open != Delivery::Delivered
+        && !sent.contains(&Sent::Open(id))
+        && !push_open(id, stream, builder, sent)
+    {
         return false;
     }
     if stream.recv.ack_pending {
         let buffer = &stream.recv.buffer;
         let end = buffer.is_complete();
         let offset = buffer.contiguous() + u64::from(end);
-        let ack = Frame::Ack { stream: id, offset, window: stream.recv.window, ranges: buffer.beyond(MAX_ACK_RANGES) };
+        let ack = Frame::Ack {
+            stream: id,
+            offset,
+            window: stream.recv.window,
+            ranges: buffer.beyond(MAX_ACK_RANGES),
+        };
         if !builder.push(&ack) {
             return false;
         }
@@ -730,14 +920,20 @@ fn push_control(id: u64, stream: &mut Stream, builder: &mut Builder, sent: &mut 
         sent.push(Sent::Ack { stream: id, end });
     }
     if let Some((code, delivery @ Delivery::Pending)) = &mut stream.recv.stop {
-        if !builder.push(&Frame::Stop { stream: id, code: *code }) {
+        if !builder.push(&Frame::Stop {
+            stream: id,
+            code: *code,
+        }) {
             return false;
         }
         *delivery = Delivery::Sent;
         sent.push(Sent::Stop(id));
     }
     if let Some((code, delivery @ Delivery::Pending)) = &mut stream.send.reset {
-        if !builder.push(&Frame::Reset { stream: id, code: *code }) {
+        if !builder.push(&Frame::Reset {
+            stream: id,
+            code: *code,
+        }) {
             return false;
         }
         *delivery = Delivery::Sent;
