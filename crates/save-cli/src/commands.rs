@@ -356,7 +356,8 @@ async fn run(settings: &Settings, printer: &mut Printer, signals: &mut Signals) 
     served?;
     stopped?;
     let milliseconds = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
-    printer.item(&Item::Stopped { milliseconds })
+    let _ = printer.item(&Item::Stopped { milliseconds });
+    Ok(())
 }
 
 /// Starts the backend, where need be after a command that uses the directory at the moment.
@@ -383,10 +384,11 @@ async fn serve(
         directory: settings.directory.clone(),
         daemon: Some(pid),
     };
-    printer.item(&Item::Running {
+    // Serving does not depend on whether anybody reads what it prints.
+    let _ = printer.item(&Item::Running {
         directory: settings.directory.clone(),
         pid,
-    })?;
+    });
     let online = async {
         // Tried again for as long as it takes: serving does not depend on it.
         while let Err(error) = backend.wait_online(settings.timeout).await {
@@ -404,7 +406,7 @@ async fn serve(
             never = &mut requests => match never {},
             () = &mut online, if waiting => {
                 waiting = false;
-                printer.item(&Item::Online)?;
+                let _ = printer.item(&Item::Online);
             }
         }
     }

@@ -3,9 +3,32 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::story::Failure;
+
+/// One step, as JSON.
+#[derive(Serialize)]
+struct Step<'a> {
+    step: u64,
+    name: &'a str,
+    ok: bool,
+    text: &'a str,
+    seconds: f64,
+    bytes: u64,
+}
+
+/// The last line, as JSON.
+#[derive(Serialize)]
+struct Summary {
+    ok: bool,
+    steps: u64,
+    bytes: u64,
+    seconds: f64,
+    peak_rss_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
 
 /// Prints the steps and counts.
 pub struct Report {
@@ -41,10 +64,14 @@ impl Report {
         self.steps += 1;
         self.bytes += bytes;
         if self.json {
-            self.print(&json!({
-                "step": self.steps, "name": name, "ok": true, "text": text,
-                "seconds": rounded(took), "bytes": bytes,
-            }));
+            print(&Step {
+                step: self.steps,
+                name,
+                ok: true,
+                text,
+                seconds: rounded(took),
+                bytes,
+            });
         } else {
             let rate = if bytes >= 1_000_000 && took > Duration::ZERO {
                 let rate = bytes as f64 / took.as_secs_f64() / 1e6;
@@ -68,16 +95,17 @@ impl Report {
     /// The last line, and the exit code.
     pub fn end(self, told: Result<(), Failure>) -> ExitCode {
         let seconds = rounded(self.begin.elapsed());
-        let mut last = json!({
-            "ok": told.is_ok(), "steps": self.steps, "bytes": self.bytes,
-            "seconds": seconds, "peak_rss_bytes": self.peak_memory,
-        });
-        if let Err(error) = &told {
-            last["error"] = Value::String(error.to_string());
-        }
+        let error = told.as_ref().err().map(ToString::to_string);
         if self.json {
-            self.print(&last);
-        } else if let Err(error) = &told {
+            print(&Summary {
+                ok: told.is_ok(),
+                steps: self.steps,
+                bytes: self.bytes,
+                seconds,
+                peak_rss_bytes: self.peak_memory,
+                error,
+            });
+        } else if let Some(error) = error {
             println!(
                 "\nFailed after {} steps and {seconds} s: {error}",
                 self.steps
@@ -96,10 +124,13 @@ impl Report {
             ExitCode::FAILURE
         }
     }
+}
 
-    fn print(&self, value: &Value) {
-        println!("{value}");
-    }
+fn print(line: &impl Serialize) {
+    println!(
+        "{}",
+        serde_json::to_string(line).expect("a line is plain data")
+    );
 }
 
 fn rounded(time: Duration) -> f64 {
