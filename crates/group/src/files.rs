@@ -6,7 +6,7 @@ use dht_records::Fetch;
 use futures::{StreamExt, stream::FuturesUnordered};
 use repo::{
     Entry, EntryPath, FileReader, Repo, Source, WriteOptions,
-    seal::{Layout, SealError},
+    seal::Layout,
 };
 use tokio::time::timeout;
 use veilid_core::PublicKey;
