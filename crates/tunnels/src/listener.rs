@@ -1,5 +1,6 @@
 //! The side that is called.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ pub struct Listener {
 }
 
 /// A stream that the other side opened.
+#[derive(Debug)]
 pub struct Incoming {
     /// The session that it belongs to. All streams with this id come from one client.
     pub session: SessionId,
@@ -32,6 +34,12 @@ pub struct Incoming {
     pub send: SendStream,
     /// What comes from the client.
     pub recv: RecvStream,
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").finish_non_exhaustive()
+    }
 }
 
 impl Listener {

@@ -1,6 +1,7 @@
 //! The side that calls.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::Duration;
@@ -100,6 +101,12 @@ impl Shared {
         lock(&self.state).wakers.remove(&id);
         // The session may have waited for that to end.
         self.wake.notify_one();
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Session").field(&self.id()).finish()
     }
 }
 

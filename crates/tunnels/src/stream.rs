@@ -1,5 +1,6 @@
 //! The two halves of a stream.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -67,6 +68,12 @@ pub(crate) fn halves(host: Host, id: u64) -> (SendStream, RecvStream) {
 /// Dropping it ends the stream after what was written: the session delivers the rest. Written bytes leave within milliseconds without a `flush`.
 pub struct SendStream {
     handle: Arc<Handle>,
+}
+
+impl fmt::Debug for SendStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SendStream").field(&self.id()).finish()
+    }
 }
 
 impl SendStream {
@@ -187,6 +194,12 @@ pub struct RecvStream {
     handle: Arc<Handle>,
     /// Bytes that were taken for a read of a whole number of them that is not complete yet.
     partial: BytesMut,
+}
+
+impl fmt::Debug for RecvStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RecvStream").field(&self.id()).finish()
+    }
 }
 
 impl RecvStream {

@@ -1,5 +1,6 @@
 //! The tunnels of one Veilid node.
 
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -26,6 +27,12 @@ pub trait RouteSource: Send + Sync + 'static {
 pub struct Tunnels {
     node: Arc<Node>,
     calls: mpsc::Sender<Call>,
+}
+
+impl fmt::Debug for Tunnels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tunnels").finish_non_exhaustive()
+    }
 }
 
 impl Tunnels {

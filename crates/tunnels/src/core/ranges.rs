@@ -107,9 +107,13 @@ impl RangeSet {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    use super::super::fixed;
     use std::collections::BTreeSet;
 
     proptest! {
+        #![proptest_config(fixed(256))]
+
         #[test]
         fn behaves_like_a_set_of_numbers(ops in proptest::collection::vec((any::<bool>(), 0u64..60, 0u64..12), 0..40), probe in 0u64..60, len in 0u64..20) {
             let (mut ranges, mut model) = (RangeSet::default(), BTreeSet::new());

@@ -186,7 +186,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    use super::super::fixed;
+
     proptest! {
+        #![proptest_config(fixed(256))]
+
         /// Whatever the order, the overlaps and the sizes of reads: each byte comes out once and in order.
         #[test]
         fn puts_pieces_in_order(

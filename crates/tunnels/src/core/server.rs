@@ -216,7 +216,7 @@ impl ServerCore {
                 );
             }
         };
-        if !self.sessions.get(&key).is_some_and(|session| !session.dead) {
+        if self.sessions.get(&key).is_none_or(|session| session.dead) {
             let hello = frames
                 .iter()
                 .any(|frame| matches!(frame, Frame::Hello { .. }));

@@ -99,12 +99,15 @@ impl Stream {
     /// Whether neither the application nor the other side can do anything more with the stream.
     /// `acks_end`: whether this side has to tell the other that the end arrived.
     pub fn is_over(&self, acks_end: bool) -> bool {
-        self.send.dropped
-            && self.recv.dropped
-            && (self.failed.is_some()
-                || (self.open == Delivery::Delivered
-                    && self.send.is_done()
-                    && self.recv.is_done(acks_end)))
+        self.send.dropped && self.recv.dropped && self.is_settled(acks_end)
+    }
+
+    /// Whether both sides know all that there is to know of the stream.
+    pub fn is_settled(&self, acks_end: bool) -> bool {
+        self.failed.is_some()
+            || (self.open == Delivery::Delivered
+                && self.send.is_done()
+                && self.recv.is_done(acks_end))
     }
 
     /// Whether nothing is to be expected from the other side any more, so that nobody has to ask.

@@ -50,6 +50,8 @@ pub(super) async fn run(shared: Arc<Shared>, source: Arc<dyn RouteSource>) {
     };
     driver.run().await;
     driver.drop_route();
+    // Veilid does not like its futures to be dropped half-way; each ends within its own timeout.
+    driver.calls.detach_all();
 }
 
 impl Driver {

@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use super::super::fixed;
+
 use super::*;
 
 fn ranges() -> impl Strategy<Value = Vec<Range<u64>>> {
@@ -74,6 +76,8 @@ fn keys() -> Keys {
 }
 
 proptest! {
+    #![proptest_config(fixed(256))]
+
     #[test]
     fn frames_survive(frames in proptest::collection::vec(frame(), 0..20), call: u64) {
         let mut builder = Builder::new(SessionId::from_bytes([2; 16]), call, 32_768);

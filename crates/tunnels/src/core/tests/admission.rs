@@ -36,6 +36,12 @@ fn hello() -> Frame {
     Frame::Hello { features: 0 }
 }
 
+/// Names call 0 as lost.
+fn lost_first() -> Frame {
+    let first = 0..1;
+    Frame::Lost { calls: vec![first] }
+}
+
 fn refused() -> Vec<(u64, Vec<u8>)> {
     vec![(9, REFUSAL.to_vec())]
 }
@@ -171,12 +177,7 @@ fn a_call_named_lost_is_not_taken_when_it_comes_late() {
             },
         ],
     );
-    server.on_call(
-        9,
-        route(1),
-        message(5, 1, 1, &[hello(), Frame::Lost { calls: vec![0..1] }]),
-        now,
-    );
+    server.on_call(9, route(1), message(5, 1, 1, &[hello(), lost_first()]), now);
     assert_eq!(server.on_call(9, route(1), late, now), refused());
     assert!(server.events.is_empty());
 }
@@ -433,12 +434,7 @@ fn a_held_call_that_was_named_lost_carries_nothing() {
         []
     );
     // Its client gives it up; the next call is held in its place.
-    let replies = server.on_call(
-        1,
-        route(1),
-        message(5, 1, 1, &[ask(0), Frame::Lost { calls: vec![0..1] }]),
-        now,
-    );
+    let replies = server.on_call(1, route(1), message(5, 1, 1, &[ask(0), lost_first()]), now);
     assert_eq!(replies, [(0, REFUSAL.to_vec())]);
     let key = (listener, SessionId::from_bytes([1; 16]));
     server

@@ -272,3 +272,17 @@ fn ping_measures_the_round_trip() {
             .is_some_and(|result| result.is_ok())
     });
 }
+
+#[test]
+fn closing_does_not_wait_for_a_full_window() {
+    let mut sim = Sim::new(65, Link { latency: 500 * MS, ..Link::default() });
+    let task = sim.start(protocol::SOURCE, (64u64 << 20).to_be_bytes().to_vec());
+    sim.run_for(8 * SECOND);
+    let (calls, now) = (sim.calls, sim.now);
+    sim.client.close(false);
+    let call = sim.client.poll(now).expect("the call that closes");
+    assert!(call.message.len() < 200);
+    assert!(sim.client.poll(now).is_none());
+    assert!(calls > 31, "{calls}");
+    assert!(sim.tasks[task].end.is_none());
+}

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::super::fixed;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -333,21 +334,66 @@ fn small_messages() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(fixed(64))]
 
+    /// Any mixture of bad luck, with buffers of any size, and a route that dies at any time.
     #[test]
     fn delivered_once_and_in_order(
         seed: u64,
-        latency in 1u32..400,
-        jitter in 0u32..400,
-        lose_calls in 0u64..30,
-        lose_replies in 0u64..30,
-        duplicate in 0u64..20,
-        late in 0u64..8,
-        junk in 0u64..8,
-        len in 0usize..300_000,
+        times in (1u32..400, 0u32..400, 0u32..300),
+        losses in (0u64..30, 0u64..30, 0u64..20, 0u64..8, 0u64..8),
+        buffers in (32_768usize..300_000, 32_768usize..300_000, 1_024usize..32_769),
+        dies_at in proptest::option::of(0u32..3_000),
+        lens in proptest::collection::vec(0usize..200_000, 1..6),
     ) {
-        let link = Link { latency: latency * MS, jitter: jitter * MS, lose_calls, lose_replies, duplicate, late, junk, think: Duration::ZERO };
-        check(seed, link, len, 600 * SECOND);
+        let (latency, jitter, think) = (times.0 * MS, times.1 * MS, times.2 * MS);
+        let (lose_calls, lose_replies, duplicate, late, junk) = losses;
+        let link = Link { latency, jitter, lose_calls, lose_replies, duplicate, late, junk, think };
+        let limits = |buffer| Limits {
+            buffered_bytes_per_stream: buffer,
+            buffered_bytes_per_session: 2 * buffer,
+            max_message: buffers.2,
+            ..Limits::default()
+        };
+        let mut sim = Sim::with_limits(seed, link, limits(buffers.0), limits(buffers.1));
+        let mut expected = Vec::new();
+        for (i, &len) in lens.iter().enumerate() {
+            let data = sim.rng.bytes(len);
+            match i % 3 {
+                0 => {
+                    let task = sim.start(protocol::SOURCE, ask(len));
+                    expected.push(Sim::source(sim.tasks[task].id, len));
+                }
+                1 => {
+                    sim.start(protocol::COUNT, data);
+                    expected.push((len as u64).to_be_bytes().to_vec());
+                }
+                _ => {
+                    sim.start(protocol::ECHO, data.clone());
+                    expected.push(data);
+                }
+            }
+        }
+        if let Some(at) = dies_at {
+            sim.run_for(at * MS);
+            sim.alive = [route(2)].into();
+            sim.server.remove_route(route(1));
+            sim.server.add_route(sim.listener, route(2));
+            sim.published = Some(route(2));
+        }
+        sim.run_tasks(1_200 * SECOND);
+        for (task, expected) in sim.tasks.iter().zip(&expected) {
+            prop_assert_eq!(&task.end, &Some(Ok(())));
+            prop_assert!(task.got == *expected, "stream {} differs", task.id);
+        }
+        prop_assert_eq!(&sim.app_errors, &[]);
+        // Nothing is left behind, and both sides are silent.
+        sim.run_for(60 * SECOND);
+        prop_assert_eq!(sim.client.streams.len(), 0);
+        let key = (sim.listener, sim.client.id());
+        prop_assert_eq!(sim.server.with(&key, |streams| streams.len()), Some(0));
+        let calls = sim.calls;
+        sim.run_for(30 * SECOND);
+        prop_assert_eq!(sim.calls, calls);
     }
 }
