@@ -72,6 +72,8 @@ pub struct Link {
     pub late: u64,
     /// Replies that are damaged, in percent.
     pub junk: u64,
+    /// Replies that arrive longer than Veilid allows, in percent.
+    pub oversize: u64,
     /// How long the server's application thinks before it answers.
     pub think: Duration,
 }
@@ -86,6 +88,7 @@ impl Default for Link {
             duplicate: 0,
             late: 0,
             junk: 0,
+            oversize: 0,
             think: Duration::ZERO,
         }
     }
@@ -141,6 +144,7 @@ pub struct Sim {
     pub client: ClientCore,
     pub server: ServerCore,
     pub listener: ListenerId,
+    reply_max: usize,
     pub tasks: Vec<Task>,
     apps: Vec<App>,
     events: BTreeMap<(Now, u64), Ev>,
@@ -186,6 +190,7 @@ impl Sim {
             now: Duration::from_secs(1_000),
             rng: Rng(seed),
             link,
+            reply_max: client.max_message,
             client: ClientCore::new(psk, client, ids(seed)),
             server: core,
             listener,
@@ -248,9 +253,10 @@ impl Sim {
 
     fn reply(&mut self, token: u64, mut message: Vec<u8>) {
         assert!(
-            message.len() <= crate::MAX_MESSAGE,
-            "reply of {} bytes",
-            message.len()
+            message.len() <= self.reply_max,
+            "reply of {} bytes to a call that allows {}",
+            message.len(),
+            self.reply_max
         );
         let Some(number) = self.tokens.remove(&token) else {
             panic!("answered twice")
@@ -264,6 +270,9 @@ impl Sim {
             if self.rng.chance(30) {
                 message.truncate(at);
             }
+        }
+        if self.rng.chance(self.link.oversize) {
+            message.resize(crate::MAX_MESSAGE + 1, 0);
         }
         let mut delay = self.delay();
         if self.rng.chance(self.link.late) {

@@ -275,7 +275,13 @@ fn ping_measures_the_round_trip() {
 
 #[test]
 fn closing_does_not_wait_for_a_full_window() {
-    let mut sim = Sim::new(65, Link { latency: 500 * MS, ..Link::default() });
+    let mut sim = Sim::new(
+        65,
+        Link {
+            latency: 500 * MS,
+            ..Link::default()
+        },
+    );
     let task = sim.start(protocol::SOURCE, (64u64 << 20).to_be_bytes().to_vec());
     sim.run_for(8 * SECOND);
     let (calls, now) = (sim.calls, sim.now);

@@ -193,6 +193,19 @@ fn junk_replies() {
 }
 
 #[test]
+fn oversize_replies() {
+    check(
+        12,
+        Link {
+            oversize: 5,
+            ..Link::default()
+        },
+        1 << 20,
+        60 * SECOND,
+    );
+}
+
+#[test]
 fn a_route_that_dies_at_any_moment_is_replaced_without_loss() {
     for (seed, at) in [(20, 0), (21, 30), (22, 150), (23, 400), (24, 900)] {
         let mut sim = Sim::new(
@@ -348,7 +361,7 @@ proptest! {
     ) {
         let (latency, jitter, think) = (times.0 * MS, times.1 * MS, times.2 * MS);
         let (lose_calls, lose_replies, duplicate, late, junk) = losses;
-        let link = Link { latency, jitter, lose_calls, lose_replies, duplicate, late, junk, think };
+        let link = Link { latency, jitter, lose_calls, lose_replies, duplicate, late, junk, think, ..Link::default() };
         let limits = |buffer| Limits {
             buffered_bytes_per_stream: buffer,
             buffered_bytes_per_session: 2 * buffer,
