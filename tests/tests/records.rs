@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use devnet::{Devnet, Host, MIN_NODES, Node, NodeOptions};
 use dht_records::{
-    Changed, DeviceId, Error, Fetch, GroupAccess, GroupMetadata, GroupRecord, Outcome, Published,
-    RecordEvent, Records, RecordsOptions, RepoMetadata, RepoRecord, RootValue, SlotIndex, SlotRoot,
-    SlotValue, Stamped, TableCache, TunnelValue,
+    Changed, DeviceId, Error, Fetch, GroupAccess, GroupMetadata, GroupRecord, MemoryCache, Outcome,
+    Published, RecordEvent, Records, RecordsOptions, RepoMetadata, RepoRecord, RootValue,
+    SlotIndex, SlotRoot, SlotValue, Stamped, TableCache, TunnelValue,
 };
 use veilid_core::{
     CRYPTO_KIND_VLD0, Crypto, KeyPair, RecordKey, SetDHTValueOptions, UpdateCallback, VeilidUpdate,
@@ -336,6 +336,39 @@ async fn a_group_is_found_by_its_public_key_and_protected_from_its_owners() {
     }
     say(begin, "slots read on both sides");
 
+    // A watch whose notices never come finds changes by inspection.
+    let polled = {
+        let access = access.clone();
+        bob.run(|records| async move {
+            let options = RecordsOptions {
+                poll: Duration::from_secs(1),
+                ..Default::default()
+            };
+            let records =
+                Records::with_options(records.api().clone(), Arc::new(MemoryCache::new()), options);
+            let group = GroupRecord::attach(&records, access).await.unwrap();
+            let mut watch = group.watch().await.unwrap();
+            // First what is there and was not read.
+            assert_eq!(
+                watch.next().await,
+                Some(Changed {
+                    subkeys: vec![0, 5, 900]
+                })
+            );
+            watch
+        })
+        .await
+    };
+    publish_slot(&ada, &at_ada, index(6), &keypair(), "Eve").await;
+    let change = bob
+        .run(|_| async move {
+            let mut watch = polled;
+            watch.next().await
+        })
+        .await;
+    assert_eq!(change, Some(Changed { subkeys: vec![6] }));
+    say(begin, "a change found by inspection");
+
     // A replica reads roots and slots, and neither name.
     let replica = bob.group(&access.to_replica()).await;
     let seen = slots(&bob, &replica).await;
@@ -480,48 +513,68 @@ async fn writers_who_race_are_told_who_won() {
     let groups = [ada.group(&access).await, bob.group(&access).await];
     let repos = [keypair(), keypair()];
 
-    // Both take the same ten slots, at the same time.
-    let race = |side: usize| {
-        let (group, repo) = (groups[side].clone(), repos[side].clone());
-        devices[side].run(|_| async move {
-            for at in 11..=20 {
-                let slot = sign(&group, index(at), &repo, "racer").await;
-                group.set_slot(index(at), &slot).await.unwrap();
-            }
-            group.publish().await.unwrap()
-        })
-    };
-    let (first, second) = tokio::join!(race(0), race(1));
-    say(begin, "ten slots raced for");
-    let published = [first, second].map(|published| BTreeMap::from_iter(published.subkeys));
-    let stands = [slots(&ada, &groups[0]).await, slots(&bob, &groups[1]).await];
-    let mut wins = [0, 0];
-    for at in 11..=20u32 {
-        assert_eq!(stands[0][&at], stands[1][&at], "slot {at}: {published:?}");
-        let Ok(SlotValue::Member(winner)) = &stands[0][&at] else {
-            panic!("{stands:?}")
-        };
+    // Both take the same ten slots at the same time, three times.
+    let (mut wins, mut late, mut yielded) = ([0, 0], 0, 0);
+    for round in 0..3 {
+        let range = 10 * round + 11..=10 * round + 20;
+        // So that both have the record open, and neither is late.
         for side in [0, 1] {
-            let won = winner.repo == repos[side].key();
-            wins[side] += usize::from(won);
-            match &published[side][&at] {
-                Outcome::Published { .. } => assert!(won, "slot {at}: {published:?}"),
-                Outcome::Overwritten { .. } => assert!(!won, "slot {at}: {published:?}"),
+            slots(devices[side], &groups[side]).await;
+        }
+        let race = |side: usize| {
+            let (group, repo, range) = (groups[side].clone(), repos[side].clone(), range.clone());
+            devices[side].run(|_| async move {
+                for at in range {
+                    let slot = sign(&group, index(at), &repo, "racer").await;
+                    group.set_slot(index(at), &slot).await.unwrap();
+                }
+                group.publish().await.unwrap()
+            })
+        };
+        let (first, second) = tokio::join!(race(0), race(1));
+        let published = [first, second].map(|published| BTreeMap::from_iter(published.subkeys));
+        let stands = [slots(&ada, &groups[0]).await, slots(&bob, &groups[1]).await];
+        // Who was told at first that theirs is published, and then found that it is not, is told so as well.
+        let again = |side: usize| {
+            let group = groups[side].clone();
+            devices[side].run(|_| async move { group.publish().await.unwrap() })
+        };
+        let later =
+            [again(0).await, again(1).await].map(|later| later.overwritten().collect::<Vec<_>>());
+        for at in range {
+            assert_eq!(stands[0][&at], stands[1][&at], "slot {at}: {published:?}");
+            let Ok(SlotValue::Member(winner)) = &stands[0][&at] else {
+                panic!("{stands:?}")
+            };
+            let told = |side: usize| match &published[side][&at] {
+                Outcome::Published { .. } => later[side].contains(&at),
+                Outcome::Overwritten { .. } => true,
                 other => panic!("slot {at}: {other:?}"),
-            }
+            };
+            let winner = usize::from(winner.repo == repos[1].key());
+            wins[winner] += 1;
+            late += usize::from(later[1 - winner].contains(&at));
+            // Whoever lost is told. Who won may have yielded as well, while each saw the other's; nobody believes to
+            // have a slot that is not theirs.
+            assert!(told(1 - winner), "slot {at}: {published:?} {later:?}");
+            yielded += usize::from(told(winner));
+        }
+        for side in [0, 1] {
+            let group = groups[side].clone();
+            let unpublished = devices[side]
+                .run(|_| async move { group.unpublished().await })
+                .await;
+            assert_eq!(unpublished, Ok(vec![]));
         }
     }
-    assert_eq!(wins[0] + wins[1], 10);
-    for side in [0, 1] {
-        let group = groups[side].clone();
-        assert_eq!(
-            devices[side]
-                .run(|_| async move { group.unpublished().await })
-                .await,
-            Ok(vec![])
-        );
-    }
-    say(begin, &format!("won {} to {}", wins[0], wins[1]));
+    assert_eq!(wins[0] + wins[1], 30);
+    say(
+        begin,
+        &format!(
+            "thirty slots raced for, won {} to {}, {late} told later, {yielded} yielded by both",
+            wins[0], wins[1]
+        ),
+    );
 
     // Two devices of one member write the root, one of them twice while it does not look.
     let repo = keypair();
