@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use dht_records::Fetch;
 use futures::{StreamExt, stream::FuturesUnordered};
-use repo::{Entry, EntryPath, FileReader, NewFile, Repo};
+use repo::{
+    Entry, EntryPath, FileReader, Repo, Source, WriteOptions,
+    seal::Layout,
+};
 use tokio::time::timeout;
 use veilid_core::PublicKey;
 
@@ -38,7 +41,10 @@ impl Group {
     ///
     /// # Errors
     /// Those of the repo; nothing is changed then.
-    pub async fn put(&self, files: Vec<NewFile>) -> Result<Vec<Entry>> {
+    pub async fn put(
+        &self,
+        files: Vec<(EntryPath, Source, WriteOptions)>,
+    ) -> Result<Vec<Entry>> {
         let entries = self.own_repo().write_many(files).await?;
         self.refresh_reach(self.own_repo()).await?;
         self.inner.changed();
@@ -108,7 +114,7 @@ impl Group {
 
     /// Brings every member's collection here; who does not answer is left for later.
     pub(crate) async fn sync_collections(&self) {
-        let own = self.own_repo().public_key();
+        let own = self.own_repo().public_key().clone();
         for known in self.known_members() {
             if known.slot.repo == own {
                 continue;
@@ -129,7 +135,7 @@ impl Group {
         path: &EntryPath,
         on_progress: Option<OnProgress>,
     ) -> Result<FileReader> {
-        let repo = if *member == self.own_repo().public_key() {
+        let repo = if *member == self.own_repo().public_key().clone() {
             self.own_repo().clone()
         } else {
             self.known_member(member)?;
@@ -146,7 +152,9 @@ impl Group {
         entry: &Entry,
         on_progress: Option<OnProgress>,
     ) -> Result<()> {
-        let size = entry.sealed_size();
+        let size = Layout::of_plain(entry.size)
+            .map_err(repo::Error::from)?
+            .sealed_len();
         if self.is_here(entry).await? {
             let reporter = Reporter::new(size, Some(size), on_progress);
             reporter.state(FetchState::Stored);
@@ -206,7 +214,7 @@ impl Group {
         for repo in self.other_repos().await? {
             for peer in self.inner.peers.of(&repo, Fetch::Cached).await? {
                 if let Some(fault) = self.inner.ignore().ignored(&peer.id, now) {
-                    ignored.push((repo.public_key(), fault));
+                    ignored.push((repo.public_key().clone(), fault));
                 }
             }
         }

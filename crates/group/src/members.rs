@@ -41,7 +41,7 @@ impl Group {
         }
         let known: Vec<Known> = self.known_members();
         let mut members = Vec::with_capacity(known.len() + 1);
-        let own = self.own_repo().public_key();
+        let own = self.own_repo().public_key().clone();
         if !known.iter().any(|known| known.slot.repo == own) {
             // Not advertised yet; this device knows it is there all the same.
             members.push(self.own_member().await?);
@@ -68,7 +68,7 @@ impl Group {
         let held = self.own_repo().held_root().await?;
         Ok(Member {
             name: Some(self.inner.me.clone()),
-            repo: self.own_repo().public_key(),
+            repo: self.own_repo().public_key().clone(),
             is_self: true,
             files: held.as_ref().map_or(0, |root| root.files),
             bytes: held.as_ref().map_or(0, |root| root.bytes),
@@ -81,7 +81,7 @@ impl Group {
 
     /// The repos of the other members.
     pub(crate) async fn other_repos(&self) -> Result<Vec<Repo>> {
-        let own = self.own_repo().public_key();
+        let own = self.own_repo().public_key().clone();
         let mut repos = Vec::new();
         for known in self.known_members() {
             if known.slot.repo != own {
@@ -154,7 +154,7 @@ impl Group {
 
     /// The repo of a member, opened once.
     pub(crate) async fn repo(&self, key: &PublicKey) -> Result<Repo> {
-        if *key == self.own_repo().public_key() {
+        if *key == self.own_repo().public_key().clone() {
             return Ok(self.own_repo().clone());
         }
         let mut repos = self.inner.repos.lock().await;

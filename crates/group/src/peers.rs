@@ -70,7 +70,7 @@ impl Peers {
                 continue;
             }
             let id = PeerId {
-                repo: repo.public_key(),
+                repo: repo.public_key().clone(),
                 device: tunnel.device,
             };
             let peer = known.entry(id.clone()).or_insert_with(|| {

@@ -47,9 +47,7 @@ pub(crate) async fn stop(group: &Group, limit: Duration) {
     inner.cancel.cancel();
     let listener = inner.listener.lock().await.take();
     let withdraw = async {
-        inner.own.withdraw_tunnel().await?;
-        let _ = inner.own.publish().await?;
-        Ok::<_, repo::Error>(())
+        inner.own.withdraw_tunnel().await.map(|_| ())
     };
     match timeout(limit, withdraw).await {
         Ok(Ok(())) => {}
@@ -116,7 +114,7 @@ async fn publish(group: &Group) -> Result<()> {
 /// Sees to it that this member stands in a slot, with their newest root.
 async fn advertise(group: &Group) -> Result<()> {
     let inner = &group.inner;
-    let own = inner.own.public_key();
+    let own = inner.own.public_key().clone();
     for _ in 0..RACES {
         let root = match inner.own.record().root(Fetch::Cached).await? {
             Some(root) => Some(SlotRoot {
@@ -245,8 +243,7 @@ async fn keep_listening(group: &Group) {
 }
 
 async fn publish_route(group: &Group, route: &[u8]) -> Result<()> {
-    group.inner.own.publish_tunnel(route).await?;
-    let _ = group.inner.own.publish().await?.or_failure()?;
+    let _ = group.inner.own.publish_tunnel(route).await?.or_failure()?;
     Ok(())
 }
 

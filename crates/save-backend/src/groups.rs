@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use dht_records::{Fetch, GroupAccess};
 use group::{FetchProgress, FetchState, Group, ListedFile, Member};
-use repo::{Entry, EntryPath, FileReader, WriteOptions};
+use repo::{Entry, EntryPath, FileReader, Source, WriteOptions};
 use veilid_core::{PublicKey, VeilidAPIError};
 
 use crate::{Backend, Error, EventKind, Link, LinkAccess, LinkError, LinkKind, Result};
@@ -263,7 +263,7 @@ impl Backend {
                 .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
                 .map(|since| since.as_secs());
             let report = progress.clone();
-            opened.push(repo::NewFile::new(path, file).with_options(WriteOptions {
+            let options = WriteOptions {
                 modified,
                 progress: Some(Arc::new(move |done| {
                     report(Progress {
@@ -277,7 +277,9 @@ impl Backend {
                     });
                 })),
                 ..WriteOptions::default()
-            }));
+            };
+            let data: Source = Box::new(file);
+            opened.push((path, data, options));
         }
         Ok(group.put(opened).await?)
     }
