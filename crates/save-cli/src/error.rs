@@ -195,8 +195,14 @@ pub enum Error {
     /// The user ended the command.
     #[error("interrupted")]
     Interrupted,
-    /// Withdrawing this device's tunnels took longer than it may; they expire by themselves.
-    #[error("the tunnels could not be withdrawn within {} s", .limit.as_secs())]
+    /// The backend panicked, which is a fault of this program.
+    #[error("the backend has crashed: {reason}")]
+    Crashed {
+        /// What it said.
+        reason: String,
+    },
+    /// Stopping took longer than it may and was cut off. Nothing is lost; tunnels that are still published expire.
+    #[error("stopping was cut off after {:.1} s", .limit.as_secs_f32())]
     SlowStop {
         /// The time allowed.
         limit: Duration,
@@ -245,7 +251,7 @@ impl Error {
             Self::AlreadyRunning { .. } | Self::DirectoryInUse { .. } => Code::DirectoryInUse,
             Self::NoKeyStorage { .. } => Code::KeyStorage,
             Self::Protocol { .. } => Code::Protocol,
-            Self::ConnectionLost | Self::SlowStop { .. } => Code::Failed,
+            Self::ConnectionLost | Self::Crashed { .. } | Self::SlowStop { .. } => Code::Failed,
             Self::Interrupted => Code::Interrupted,
         }
     }

@@ -210,7 +210,7 @@ fn file_item(file: &ListedFile) -> Item {
     Item::File {
         path: file.entry.path.as_str().to_owned(),
         size: file.entry.size,
-        media_type: Some(file.entry.media_type.clone()).filter(|text| !text.is_empty()),
+        media_type: Some(file.entry.media_type.clone()),
         modified: Some(file.entry.modified),
         repo: file.repo.to_string(),
         member: file.member.clone(),
