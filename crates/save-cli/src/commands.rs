@@ -356,9 +356,17 @@ async fn run(settings: &Settings, printer: &mut Printer, signals: &mut Signals) 
     let begin = Instant::now();
     let stopped = signals.or_exit(client::stop(&backend)).await;
     served?;
-    stopped?;
+    let complete = match stopped {
+        Ok(()) => true,
+        // Withdrawing the tunnels and closing the store have limits that are shorter, so only Veilid itself is late.
+        Err(Error::SlowStop { .. }) => false,
+        Err(error) => return Err(error),
+    };
     let milliseconds = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let _ = printer.item(&Item::Stopped { milliseconds });
+    let _ = printer.item(&Item::Stopped {
+        milliseconds,
+        complete,
+    });
     Ok(())
 }
 
