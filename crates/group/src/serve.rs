@@ -13,9 +13,7 @@ use iroh_blobs::{
     protocol::{ERR_INTERNAL, ERR_LIMIT, GetRequest},
     provider::{
         self,
-        events::{
-            AbortReason, EventMask, EventSender, ObserveMode, ProviderMessage, RequestMode,
-        },
+        events::{AbortReason, EventMask, EventSender, ObserveMode, ProviderMessage, RequestMode},
     },
 };
 use tokio::{sync::Semaphore, time::timeout};
