@@ -201,6 +201,7 @@ fn noise(len: usize, seed: u8) -> Vec<u8> {
 }
 
 async fn devnet() -> Devnet {
+    devnet::trace_to_stderr();
     Devnet::start(devnet::MIN_NODES).await.unwrap()
 }
 

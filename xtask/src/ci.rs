@@ -4,11 +4,14 @@ use std::time::{Duration, Instant};
 
 use crate::run::{Result, Run, cargo};
 
+/// A check, by name.
+type Step = (&'static str, fn() -> Result<()>);
+
 /// Runs all checks in order, and stops at the first that fails.
 pub(crate) fn run() -> Result<()> {
     let begin = Instant::now();
     let mut times = Vec::new();
-    let steps: [(&str, fn() -> Result<()>); 5] = [
+    let steps: [Step; 5] = [
         ("format", format),
         ("lints", lints),
         ("tests", || crate::test(&[])),

@@ -416,13 +416,12 @@ impl From<GetError> for Failure {
     fn from(error: GetError) -> Self {
         match error {
             GetError::AtBlobHeaderNext { .. } => Self::NotThere,
-            GetError::Decode { source, .. } => match source {
-                DecodeError::ParentHashMismatch { .. } | DecodeError::LeafHashMismatch { .. } => {
-                    Self::Lied
-                }
-                // An early end of the stream: a partial holder, or one that went away.
-                _ => Self::Other,
-            },
+            GetError::Decode {
+                source:
+                    DecodeError::ParentHashMismatch { .. } | DecodeError::LeafHashMismatch { .. },
+                ..
+            } => Self::Lied,
+            // An early end of the stream among others: a partial holder, or one that went away.
             _ => Self::Other,
         }
     }

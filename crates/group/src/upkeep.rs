@@ -116,15 +116,13 @@ async fn advertise(group: &Group) -> Result<()> {
     let inner = &group.inner;
     let own = inner.own.public_key().clone();
     for _ in 0..RACES {
-        let root = match inner.own.record().root(Fetch::Cached).await? {
-            Some(root) => Some(SlotRoot {
-                hash: root.value.hash,
-                counter: root.counter,
-                bytes: root.value.bytes,
-                files: root.value.files,
-            }),
-            None => None,
-        };
+        let root = inner.own.record().root(Fetch::Cached).await?;
+        let root = root.map(|root| SlotRoot {
+            hash: root.value.hash,
+            counter: root.counter,
+            bytes: root.value.bytes,
+            files: root.value.files,
+        });
         group.take_up_slots(Fetch::Network).await?;
         let slots = inner.record.slots(Fetch::Cached).await?;
         let mut taken = std::collections::BTreeSet::new();
