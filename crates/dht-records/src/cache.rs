@@ -19,7 +19,7 @@ pub type Digest = [u8; 16];
 pub struct Cached {
     /// The counter inside `sealed`.
     pub counter: u64,
-    /// The sealed value, as it stands on the network or is to go there.
+    /// The sealed value, as it stands on the network or is to go there. Empty where only the mark is left of it.
     pub sealed: Vec<u8>,
     /// Whether this device wrote it.
     pub own: bool,
@@ -120,6 +120,12 @@ impl Cached {
             })
         }
         parse(bytes).ok_or(Error::CacheRow)
+    }
+
+    /// Whether there is a value, and not only a mark.
+    #[must_use]
+    pub fn has_value(&self) -> bool {
+        !self.sealed.is_empty()
     }
 
     /// Whether `publish` has something to do or to report for this row.

@@ -201,6 +201,15 @@ impl GroupRecord {
         self.record.write(index.get(), &[]).await
     }
 
+    /// Gives up a slot that is not published, such as one where a newer program's value stands, which `publish` refuses
+    /// to replace. The slot is not known here until it is read from the network again.
+    ///
+    /// # Errors
+    /// Those of the cache.
+    pub async fn discard_slot(&self, index: SlotIndex) -> Result<()> {
+        self.record.discard(index.get()).await
+    }
+
     /// Publishes what is not published: each value is sent, flushed, and read back from other nodes. See [`Published`]
     /// for what can become of a value.
     ///

@@ -378,8 +378,8 @@ impl Record {
     pub(crate) async fn cached(&self, subkey: u32) -> Result<Option<Opened>> {
         self.value_key(subkey)?;
         match self.row(subkey, false).await? {
-            None => Ok(None),
-            Some(row) => self.unseal(subkey, &row.sealed).map(Some),
+            Some(row) if row.has_value() => self.unseal(subkey, &row.sealed).map(Some),
+            _ => Ok(None),
         }
     }
 
@@ -493,6 +493,15 @@ impl Record {
         let next = merge::write(row, counter, sealed);
         self.store(subkey, &next).await?;
         Ok(counter)
+    }
+
+    /// Gives up a write that is not published. What it replaced is not known here until it is read again.
+    pub(crate) async fn discard(&self, subkey: u32) -> Result<()> {
+        let _rows = self.core.rows.lock().await;
+        match self.row(subkey, true).await? {
+            Some(row) if !row.published => self.store(subkey, &merge::discard(&row)).await,
+            _ => Ok(()),
+        }
     }
 
     /// Writes a value as JSON.

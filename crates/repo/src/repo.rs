@@ -291,8 +291,12 @@ impl Repo {
         &self,
         files: Vec<(EntryPath, Source, WriteOptions)>,
     ) -> Result<Vec<Entry>> {
-        let files = stream::iter(files)
+        // Collected first: a closure inside the stream would not be general enough for a caller that has to be `Send`.
+        let imports: Vec<_> = files
+            .into_iter()
             .map(|(path, data, options)| self.import(path, data, options))
+            .collect();
+        let files = stream::iter(imports)
             .buffered(PARALLEL_IMPORTS)
             .try_collect()
             .await?;

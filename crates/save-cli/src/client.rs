@@ -17,7 +17,7 @@ use crate::settings::Settings;
 use crate::socket;
 
 /// How long withdrawing this device's tunnels may take.
-pub const STOP_LIMIT: Duration = Duration::from_millis(4_500);
+pub const STOP_LIMIT: Duration = Duration::from_millis(4_700);
 /// How often a directory is tried that another command uses.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -151,20 +151,17 @@ impl Drop for AbortOnDrop {
 /// [`Error::DirectoryInUse`] if another process uses the directory, [`Error::NoKeyStorage`] if the system has no
 /// keyring, and whatever else the backend's start gives.
 pub async fn start(settings: &Settings) -> Result<Backend> {
-    let started = Backend::builder()
+    let builder = Backend::builder()
         .directory(&settings.directory)
         .network(settings.network.clone())
-        .key_storage(settings.key_storage)
-        .start()
-        .await;
+        .key_storage(settings.key_storage);
+    let started = undisturbed(builder.start()).await?;
     started.map_err(|error| match error {
         save_backend::Error::DirectoryInUse => Error::DirectoryInUse {
             directory: settings.directory.clone(),
             limit: settings.timeout,
         },
-        save_backend::Error::KeyringUnavailable => Error::NoKeyStorage {
-            reason: error.to_string(),
-        },
+        save_backend::Error::KeyringUnavailable { reason } => Error::NoKeyStorage { reason },
         error => Error::from(error),
     })
 }
@@ -174,8 +171,20 @@ pub async fn start(settings: &Settings) -> Result<Backend> {
 /// # Errors
 /// [`Error::SlowStop`] if it took longer than [`STOP_LIMIT`], and whatever the backend's stop gives.
 pub async fn stop(backend: &Backend) -> Result<()> {
-    match tokio::time::timeout(STOP_LIMIT, backend.stop()).await {
-        Ok(stopped) => stopped.map_err(Error::from),
+    let backend = backend.clone();
+    let stop = undisturbed(async move { backend.stop().await });
+    match tokio::time::timeout(STOP_LIMIT, stop).await {
+        Ok(stopped) => Ok(stopped??),
         Err(_) => Err(Error::SlowStop { limit: STOP_LIMIT }),
     }
+}
+
+/// Runs to the end what must not be dropped half way: Veilid panics if its start or its end is. Where nobody waits any more, the
+/// end of the process ends it.
+async fn undisturbed<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T> {
+    tokio::spawn(work).await.map_err(|error| Error::Crashed {
+        reason: error.to_string(),
+    })
 }

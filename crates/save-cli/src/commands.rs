@@ -46,8 +46,9 @@ pub fn main() -> ExitCode {
         })
         .and_then(|runtime| {
             let result = runtime.block_on(command(arguments, &mut printer));
-            // Reading a prompt cannot be cancelled; it must not hold up the end.
-            runtime.shutdown_timeout(Duration::from_millis(200));
+            // The process ends now. Waiting could be for a prompt that nobody answers, and dropping what still runs would
+            // make Veilid panic.
+            std::mem::forget(runtime);
             result
         });
     match result {
@@ -115,9 +116,9 @@ async fn command(arguments: Arguments, printer: &mut Printer) -> Result<()> {
         () = signals.next() => return Err(Error::Interrupted),
     };
     let settings = Settings::load(&common)?;
-    let head = request.head;
+    printer.head(request.head);
     ask(&settings, request, printer, &mut signals).await?;
-    printer.finish(head)
+    printer.finish()
 }
 
 /// What to ask for, and what to do with the answer.
@@ -147,7 +148,8 @@ async fn prepare(common: &Common, command: Command, printer: &mut Printer) -> Re
     };
     match command {
         // `run` is served before this.
-        Command::Run | Command::Status => {}
+        Command::Run => {}
+        Command::Status => request.head = GROUPS,
         Command::Group(GroupCommand::Create { name, me }) => {
             warn_of_insecure_keys(common, printer);
             request.operation = Operation::Create { name, me };
@@ -234,9 +236,10 @@ async fn ask(
     drop(replies);
     if let Some(device) = own {
         let stopped = signals.or_exit(client::stop(&device.backend)).await;
-        // The command's own failure says more than that of the end.
-        result?;
-        return stopped;
+        // How the command itself went is what counts; it is stored by now.
+        if let Err(error) = stopped {
+            tracing::warn!(error = %error, "the node did not end in order");
+        }
     }
     result
 }
@@ -355,7 +358,8 @@ async fn run(settings: &Settings, printer: &mut Printer, signals: &mut Signals) 
     served?;
     stopped?;
     let milliseconds = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
-    printer.item(&Item::Stopped { milliseconds })
+    let _ = printer.item(&Item::Stopped { milliseconds });
+    Ok(())
 }
 
 /// Starts the backend, where need be after a command that uses the directory at the moment.
@@ -382,10 +386,11 @@ async fn serve(
         directory: settings.directory.clone(),
         daemon: Some(pid),
     };
-    printer.item(&Item::Running {
+    // Serving does not depend on whether anybody reads what it prints.
+    let _ = printer.item(&Item::Running {
         directory: settings.directory.clone(),
         pid,
-    })?;
+    });
     let online = async {
         // Tried again for as long as it takes: serving does not depend on it.
         while let Err(error) = backend.wait_online(settings.timeout).await {
@@ -403,7 +408,7 @@ async fn serve(
             never = &mut requests => match never {},
             () = &mut online, if waiting => {
                 waiting = false;
-                printer.item(&Item::Online)?;
+                let _ = printer.item(&Item::Online);
             }
         }
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use save_backend::ErrorKind;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Code;
@@ -114,6 +115,14 @@ pub enum Error {
         /// Bytes that should have come.
         wanted: u64,
     },
+    /// A file that is on this device cannot be read.
+    #[error("'{path}' cannot be read from this device's store: {source}")]
+    Stored {
+        /// The file's path in the archive.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
     /// The file is not on this device, and `--offline` forbids to fetch it.
     #[error("'{path}' is not on this device, and --offline forbids to fetch it")]
     NotHere {
@@ -186,8 +195,14 @@ pub enum Error {
     /// The user ended the command.
     #[error("interrupted")]
     Interrupted,
-    /// Withdrawing this device's tunnels took longer than it may; they expire by themselves.
-    #[error("the tunnels could not be withdrawn within {} s", .limit.as_secs())]
+    /// The backend panicked, which is a fault of this program.
+    #[error("the backend has crashed: {reason}")]
+    Crashed {
+        /// What it said.
+        reason: String,
+    },
+    /// Stopping took longer than it may and was cut off. Nothing is lost; tunnels that are still published expire.
+    #[error("stopping was cut off after {:.1} s", .limit.as_secs_f32())]
     SlowStop {
         /// The time allowed.
         limit: Duration,
@@ -208,7 +223,7 @@ impl Error {
     /// The kind of this failure.
     pub fn code(&self) -> Code {
         match self {
-            Self::Backend(error) => backend_code(error),
+            Self::Backend(error) => backend_code(error.kind()),
             Self::Remote(failure) => failure.code,
             Self::Link(_) => Code::BadLink,
             Self::Usage(_) | Self::IsDirectory { .. } | Self::NeedsNetwork => Code::Usage,
@@ -221,7 +236,11 @@ impl Error {
             Self::BadPath { .. } => Code::BadPath,
             Self::Exists { .. } => Code::AlreadyExists,
             Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => Code::NotFound,
-            Self::NotAFile { .. }
+            Self::Stored { source, .. } if source.kind() == io::ErrorKind::InvalidData => {
+                Code::Damaged
+            }
+            Self::Stored { .. }
+            | Self::NotAFile { .. }
             | Self::File { .. }
             | Self::Stream { .. }
             | Self::SocketPathTooLong { .. }
@@ -232,7 +251,7 @@ impl Error {
             Self::AlreadyRunning { .. } | Self::DirectoryInUse { .. } => Code::DirectoryInUse,
             Self::NoKeyStorage { .. } => Code::KeyStorage,
             Self::Protocol { .. } => Code::Protocol,
-            Self::ConnectionLost | Self::SlowStop { .. } => Code::Failed,
+            Self::ConnectionLost | Self::Crashed { .. } | Self::SlowStop { .. } => Code::Failed,
             Self::Interrupted => Code::Interrupted,
         }
     }
@@ -253,18 +272,21 @@ impl Error {
     }
 }
 
-/// The kind of a backend's error.
-fn backend_code(error: &save_backend::Error) -> Code {
-    use save_backend::Error as E;
-    match error {
-        E::Link(_) => Code::BadLink,
-        E::Offline => Code::Offline,
-        E::GroupNotFound | E::NoSuchFile => Code::NotFound,
-        E::InvalidPath(_) => Code::BadPath,
-        E::DirectoryInUse => Code::DirectoryInUse,
-        E::KeyringUnavailable => Code::KeyStorage,
-        E::GroupDoesNotAnswer | E::Timeout => Code::NoAnswer,
-        E::Io(_) => Code::Io,
+/// The exit code for a kind of backend error.
+fn backend_code(kind: ErrorKind) -> Code {
+    match kind {
+        ErrorKind::Invalid => Code::Usage,
+        ErrorKind::Link => Code::BadLink,
+        ErrorKind::Path => Code::BadPath,
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::Ambiguous => Code::Ambiguous,
+        ErrorKind::Offline => Code::Offline,
+        ErrorKind::NoAnswer => Code::NoAnswer,
+        ErrorKind::Refused => Code::Refused,
+        ErrorKind::DirectoryInUse => Code::DirectoryInUse,
+        ErrorKind::KeyStorage => Code::KeyStorage,
+        ErrorKind::Io => Code::Io,
+        ErrorKind::Damaged => Code::Damaged,
         _ => Code::Failed,
     }
 }

@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
+// The futures of veilid-core are nested more deeply than the compiler follows by default.
+#![recursion_limit = "256"]
 #![cfg(unix)]
 
 pub mod args;

@@ -198,6 +198,7 @@ impl Context<'_> {
                 online,
                 backend,
             })
-            .await
+            .await?;
+        self.groups().await
     }
 }

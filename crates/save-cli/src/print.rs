@@ -11,6 +11,7 @@ use crate::ops::short_key;
 /// Prints a command's results, as JSON or for people.
 pub struct Printer {
     json: bool,
+    head: &'static [&'static str],
     rows: Vec<Vec<String>>,
     bar: Option<ProgressBar>,
 }
@@ -20,12 +21,18 @@ impl Printer {
     pub fn new(json: bool) -> Self {
         Self {
             json,
+            head: &[],
             rows: Vec::new(),
             bar: None,
         }
     }
 
-    /// Prints a result, or keeps it for a table.
+    /// Gives the table its titles.
+    pub fn head(&mut self, head: &'static [&'static str]) {
+        self.head = head;
+    }
+
+    /// Prints a result, or keeps it for the table.
     ///
     /// # Errors
     /// [`Error::Stream`] if standard output is closed.
@@ -39,7 +46,7 @@ impl Printer {
                 Ok(())
             }
             Described::Line(text) => {
-                self.clear();
+                self.finish()?;
                 line(&text)
             }
             Described::Note(text) => {
@@ -98,16 +105,14 @@ impl Printer {
     ///
     /// # Errors
     /// [`Error::Stream`] if standard output is closed.
-    pub fn finish(&mut self, head: &[&str]) -> Result<()> {
+    pub fn finish(&mut self) -> Result<()> {
         self.clear();
         if self.rows.is_empty() {
             return Ok(());
         }
-        let head = head.iter().map(|title| (*title).to_owned()).collect();
-        let rows = std::mem::take(&mut self.rows);
-        let mut all = vec![head];
-        all.extend(rows);
-        for text in table(&all) {
+        let head = self.head.iter().map(|title| (*title).to_owned()).collect();
+        self.rows.insert(0, head);
+        for text in table(&std::mem::take(&mut self.rows)) {
             line(&text)?;
         }
         Ok(())
@@ -273,15 +278,6 @@ fn status(
     });
     if let Some(attachment) = backend.get("attachment").and_then(|value| value.as_str()) {
         text.push_str(&format!(" ({})", clean(attachment)));
-    }
-    for group in backend
-        .get("groups")
-        .and_then(|groups| groups.as_array())
-        .into_iter()
-        .flatten()
-    {
-        let name = group.get("name").and_then(|name| name.as_str());
-        text.push_str(&format!("\ngroup       {}", clean(name.unwrap_or("-"))));
     }
     text
 }

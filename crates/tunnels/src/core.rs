@@ -34,3 +34,14 @@ pub(crate) enum Side {
     /// Answers them.
     Server,
 }
+
+/// So many cases of a property, the same in each run.
+#[cfg(test)]
+fn fixed(cases: u32) -> proptest::test_runner::Config {
+    proptest::test_runner::Config {
+        cases,
+        rng_seed: proptest::test_runner::RngSeed::Fixed(2),
+        failure_persistence: None,
+        ..proptest::test_runner::Config::default()
+    }
+}

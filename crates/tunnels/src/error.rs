@@ -122,9 +122,13 @@ impl Error {
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {
-            Error::Closed | Error::PeerClosed { .. } | Error::SessionLost => io::ErrorKind::ConnectionAborted,
+            Error::Closed | Error::PeerClosed { .. } | Error::SessionLost => {
+                io::ErrorKind::ConnectionAborted
+            }
             Error::Refused => io::ErrorKind::PermissionDenied,
-            Error::Busy | Error::StreamRefused | Error::TooManyStreams { .. } => io::ErrorKind::QuotaExceeded,
+            Error::Busy | Error::StreamRefused | Error::TooManyStreams { .. } => {
+                io::ErrorKind::QuotaExceeded
+            }
             Error::Unreachable { .. } => io::ErrorKind::TimedOut,
             Error::NoRoute { .. } | Error::RouteSource(_) => io::ErrorKind::HostUnreachable,
             Error::Reset { .. } => io::ErrorKind::ConnectionReset,

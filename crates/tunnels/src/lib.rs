@@ -1,5 +1,5 @@
-//! Ordered byte streams over Veilid's `app_call`.
-#![cfg_attr(test, allow(clippy::unwrap_used))]
+#![doc = include_str!("../README.md")]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
 mod core;
 mod error;

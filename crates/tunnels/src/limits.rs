@@ -82,7 +82,9 @@ impl Limits {
         self.max_message = self.max_message.clamp(1_024, MAX_MESSAGE);
         self.sessions = self.sessions.max(1);
         self.streams_per_session = self.streams_per_session.max(1);
-        self.buffered_bytes_per_stream = self.buffered_bytes_per_stream.max(crate::core::INITIAL_WINDOW);
+        self.buffered_bytes_per_stream = self
+            .buffered_bytes_per_stream
+            .max(crate::core::INITIAL_WINDOW);
         self.calls_in_flight = self.calls_in_flight.max(1);
         self.call_queue = self.call_queue.max(1);
         self.accept_queue = self.accept_queue.max(1);

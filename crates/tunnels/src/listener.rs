@@ -1,5 +1,6 @@
 //! The side that is called.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use veilid_core::{RouteBlob, VeilidAPIError};
 
 use crate::core::server::ListenerId;
-use crate::node::{Node, error_kind, route_tag};
+use crate::node::{Node, RouteSide, error_kind, route_tag};
 use crate::stream::{Host, halves};
 use crate::{Error, Psk, RecvStream, Result, SendStream, SessionId};
 
@@ -23,6 +24,7 @@ pub struct Listener {
 }
 
 /// A stream that the other side opened.
+#[derive(Debug)]
 pub struct Incoming {
     /// The session that it belongs to. All streams with this id come from one client.
     pub session: SessionId,
@@ -34,14 +36,29 @@ pub struct Incoming {
     pub recv: RecvStream,
 }
 
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").finish_non_exhaustive()
+    }
+}
+
 impl Listener {
     pub(crate) async fn start(node: Arc<Node>, psk: Psk) -> Result<Self> {
-        let closed = node.closed.child_token();
+        let closed = node.released.child_token();
         let (publish, mut route) = watch::channel(None);
         let (id, accept) = node.listen(psk);
-        node.runtime.spawn(keep_route(node.clone(), id, publish, closed.clone()));
+        node.tasks.spawn_on(
+            keep_route(node.clone(), id, publish, closed.clone()),
+            &node.runtime,
+        );
         // Dropped when this future is, and then it closes.
-        let listener = Listener { node, id, route: route.clone(), accept, closed };
+        let listener = Listener {
+            node,
+            id,
+            route: route.clone(),
+            accept,
+            closed,
+        };
         tokio::select! {
             found = route.wait_for(Option::is_some) => match found {
                 Ok(_) => {}
@@ -64,7 +81,12 @@ impl Listener {
             match self.node.take_incoming(self.id) {
                 Ok(Some((key, id, protocol))) => {
                     let (send, recv) = halves(Host::Server(self.node.clone(), key), id);
-                    return Some(Incoming { session: key.1, protocol, send, recv });
+                    return Some(Incoming {
+                        session: key.1,
+                        protocol,
+                        send,
+                        recv,
+                    });
                 }
                 Ok(None) => woken.await,
                 Err(_) => {
@@ -76,10 +98,11 @@ impl Listener {
         }
     }
 
-    /// Ends all sessions of this listener and releases its route.
+    /// Ends all sessions of this listener, tells their clients, and releases its route. Takes two seconds when a client with open streams does
+    /// not call in that time.
     pub async fn close(&self) {
-        self.closed.cancel();
         self.node.unlisten(self.id).await;
+        self.closed.cancel();
         // The task that keeps the route drops the sender when the route is released.
         let mut route = self.route.clone();
         while route.changed().await.is_ok() {}
@@ -88,19 +111,27 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.closed.cancel();
-        let (node, id) = (self.node.clone(), self.id);
-        self.node.runtime.spawn(async move { node.unlisten(id).await });
+        let (node, id, closed) = (self.node.clone(), self.id, self.closed.clone());
+        self.node.runtime.spawn(async move {
+            node.unlisten(id).await;
+            closed.cancel();
+        });
     }
 }
 
 /// Keeps a private route alive until `closed`, and releases it then.
-async fn keep_route(node: Arc<Node>, id: ListenerId, publish: watch::Sender<Option<Bytes>>, closed: CancellationToken) {
-    let died = Arc::new(Notify::new());
+async fn keep_route(
+    node: Arc<Node>,
+    id: ListenerId,
+    publish: watch::Sender<Option<Bytes>>,
+    closed: CancellationToken,
+) {
     loop {
-        let Some(RouteBlob { route_id, blob }) = allocate(&node, &closed).await else { return };
+        let Some(RouteBlob { route_id, blob }) = allocate(&node, &closed).await else {
+            return;
+        };
         let tag = route_tag(&route_id);
-        node.watch(&route_id, &died);
+        let died = node.watch(RouteSide::Own, &route_id);
         node.add_route(id, tag);
         publish.send_replace(Some(blob.into()));
         let dead = node.is_dead(&route_id)
@@ -108,7 +139,7 @@ async fn keep_route(node: Arc<Node>, id: ListenerId, publish: watch::Sender<Opti
                 () = died.notified() => true,
                 () = closed.cancelled() => false,
             };
-        node.unwatch(&route_id, &died);
+        node.unwatch(RouteSide::Own, &route_id, &died);
         node.remove_route(tag);
         publish.send_replace(None);
         if !dead {
@@ -125,7 +156,9 @@ async fn allocate(node: &Node, closed: &CancellationToken) -> Option<RouteBlob> 
     let mut pause = node.limits.route_backoff / 40;
     loop {
         let api = node.api.clone();
-        let mut attempt = node.runtime.spawn(async move { api.new_private_route().await });
+        let mut attempt = node
+            .runtime
+            .spawn(async move { api.new_private_route().await });
         let result = tokio::select! {
             result = &mut attempt => result,
             () = closed.cancelled() => {
@@ -142,12 +175,21 @@ async fn allocate(node: &Node, closed: &CancellationToken) -> Option<RouteBlob> 
         match result {
             Ok(Ok(blob)) => return Some(blob),
             Ok(Err(error @ (VeilidAPIError::NotInitialized | VeilidAPIError::Shutdown))) => {
-                tracing::debug!(kind = error_kind(&error), "no route for a listener: the node has shut down");
+                tracing::debug!(
+                    kind = error_kind(&error),
+                    "no route for a listener: the node has shut down"
+                );
                 return None;
             }
-            Ok(Err(error)) => tracing::debug!(kind = error_kind(&error), pause_ms = pause.as_millis(), "no route for a listener yet"),
+            Ok(Err(error)) => tracing::debug!(
+                kind = error_kind(&error),
+                pause_ms = pause.as_millis(),
+                "no route for a listener yet"
+            ),
             // The attempt panicked inside Veilid, or the runtime is going down.
-            Err(error) => tracing::debug!(panicked = error.is_panic(), "no route for a listener yet"),
+            Err(error) => {
+                tracing::debug!(panicked = error.is_panic(), "no route for a listener yet")
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}

@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use veilid_core::{OperationId, RouteId, VeilidAPI, VeilidAppCall, VeilidRouteChange};
 
 use crate::core::Now;
@@ -21,6 +22,9 @@ use crate::{Error, Limits, MAX_MESSAGE, Result};
 /// Dead routes of our own that are remembered for a listener that is about to use one.
 const REMEMBERED_DEAD: usize = 256;
 
+/// How long a listener that closes waits for its clients to call once more: they pause for two seconds at most.
+const FAREWELL: Duration = Duration::from_millis(2_250);
+
 pub(crate) struct Node {
     pub api: VeilidAPI,
     pub limits: Limits,
@@ -28,8 +32,15 @@ pub(crate) struct Node {
     origin: Instant,
     server: Mutex<ServerSide>,
     pub server_wake: Notify,
+    /// A call was answered.
+    told: Notify,
     routes: Mutex<Routes>,
+    /// Nothing new begins, and sessions end.
     pub closed: CancellationToken,
+    /// Listeners release their routes.
+    pub released: CancellationToken,
+    /// Those of listeners and sessions.
+    pub tasks: TaskTracker,
 }
 
 /// A call that waits for this node's attention.
@@ -41,7 +52,11 @@ pub(crate) struct Call {
 
 impl Call {
     pub fn new(call: &VeilidAppCall) -> Self {
-        Call { token: call.id().as_u64(), route: call.route_id().map(route_tag), message: Bytes::copy_from_slice(call.message()) }
+        Call {
+            token: call.id().as_u64(),
+            route: call.route_id().map(route_tag),
+            message: Bytes::copy_from_slice(call.message()),
+        }
     }
 }
 
@@ -64,12 +79,19 @@ struct ServerSide {
     accept: HashMap<ListenerId, AcceptQueue>,
 }
 
+/// A node may import its own route; the two die apart, under one id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum RouteSide {
+    Own,
+    Remote,
+}
+
 #[derive(Default)]
 struct Routes {
     /// Imported routes and how many sessions use each: Veilid has one entry for all of them.
     imported: HashMap<RouteId, usize>,
     /// Who wants to know when a route dies.
-    watched: HashMap<RouteId, Vec<Arc<Notify>>>,
+    watched: HashMap<(RouteSide, RouteId), Vec<Arc<Notify>>>,
     dead: VecDeque<RouteId>,
 }
 
@@ -81,7 +103,9 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What stands for a route in the keys of its sessions, the same on both sides.
 pub(crate) fn route_tag(route: &RouteId) -> RouteTag {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(route.kind().bytes()).update(&route.ref_value().bytes());
+    hasher
+        .update(route.kind().bytes())
+        .update(&route.ref_value().bytes());
     RouteTag(*hasher.finalize().as_bytes())
 }
 
@@ -91,10 +115,17 @@ impl Node {
             api,
             runtime: Handle::current(),
             origin: Instant::now(),
-            server: Mutex::new(ServerSide { core: ServerCore::new(limits.clone()), wakers: HashMap::new(), accept: HashMap::new() }),
+            server: Mutex::new(ServerSide {
+                core: ServerCore::new(limits.clone()),
+                wakers: HashMap::new(),
+                accept: HashMap::new(),
+            }),
             server_wake: Notify::new(),
+            told: Notify::new(),
             routes: Mutex::new(Routes::default()),
             closed: CancellationToken::new(),
+            released: CancellationToken::new(),
+            tasks: TaskTracker::new(),
             limits,
         })
     }
@@ -119,8 +150,18 @@ impl Node {
             for (key, event) in server.core.events.drain(..) {
                 match event {
                     Event::Opened(id) => wake_opened(&mut server.accept, key, id),
-                    Event::Send(id) => wake.extend(server.wakers.get_mut(&(key, id)).and_then(|wakers| wakers.send.take())),
-                    Event::Recv(id) => wake.extend(server.wakers.get_mut(&(key, id)).and_then(|wakers| wakers.recv.take())),
+                    Event::Send(id) => wake.extend(
+                        server
+                            .wakers
+                            .get_mut(&(key, id))
+                            .and_then(|wakers| wakers.send.take()),
+                    ),
+                    Event::Recv(id) => wake.extend(
+                        server
+                            .wakers
+                            .get_mut(&(key, id))
+                            .and_then(|wakers| wakers.recv.take()),
+                    ),
                 }
             }
             result
@@ -130,7 +171,12 @@ impl Node {
     }
 
     /// Does something to a session's streams. `wakers` are those of stream `id`.
-    pub fn with_streams<T>(&self, key: &SessionKey, id: u64, act: impl FnOnce(&mut crate::core::streams::Streams, &mut Wakers, Now) -> T) -> Option<T> {
+    pub fn with_streams<T>(
+        &self,
+        key: &SessionKey,
+        id: u64,
+        act: impl FnOnce(&mut crate::core::streams::Streams, &mut Wakers, Now) -> T,
+    ) -> Option<T> {
         let (result, due) = self.serve(|server, now| {
             let wakers = server.wakers.entry((*key, id)).or_default();
             let result = server.core.with(key, |streams| {
@@ -183,15 +229,21 @@ impl Node {
             if !queue.streams.is_empty() {
                 queue.wake.notify_one();
             }
-            let Some((key, id)) = next else { return Ok(None) };
+            let Some((key, id)) = next else {
+                return Ok(None);
+            };
             server.core.accepted(listener);
             // A session that ended meanwhile keeps its streams until they are dropped, so there is one.
-            let protocol = server.core.with(&key, |streams| streams.protocol(id)).flatten().unwrap_or_default();
+            let protocol = server
+                .core
+                .with(&key, |streams| streams.protocol(id))
+                .flatten()
+                .unwrap_or_default();
             Ok(Some((key, id, protocol)))
         })
     }
 
-    /// Ends a listener and answers what its clients wait for.
+    /// Ends a listener: its streams fail, and its clients are told, for as long as the longest pause between two of their calls.
     pub async fn unlisten(&self, listener: ListenerId) {
         let (replies, wake) = self.serve(|server, now| {
             let queue = server.accept.remove(&listener);
@@ -205,27 +257,45 @@ impl Node {
                 }
                 wake = Some(queue.wake);
             }
-            (server.core.unlisten(listener), wake)
+            (server.core.close_listener(listener), wake)
         });
         if let Some(wake) = wake {
             wake.notify_waiters();
             wake.notify_one();
         }
         self.answer(replies).await;
+        let until = Instant::now() + FAREWELL;
+        while lock(&self.server).core.has_untold(listener) && Instant::now() < until {
+            // Each call that comes may be the last of them.
+            let _ = tokio::time::timeout_at(until, self.told.notified()).await;
+        }
+        self.serve(|server, _| server.core.remove_listener(listener));
     }
 
-    pub async fn unlisten_all(&self) {
+    /// Ends everything, and waits until routes are released.
+    pub async fn close(&self) {
+        self.closed.cancel();
         let listeners: Vec<ListenerId> = lock(&self.server).accept.keys().copied().collect();
-        for listener in listeners {
-            self.unlisten(listener).await;
-        }
+        futures::future::join_all(
+            listeners
+                .into_iter()
+                .map(|listener| self.unlisten(listener)),
+        )
+        .await;
+        self.released.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     async fn answer(&self, replies: Vec<(CallToken, Vec<u8>)>) {
         for (token, reply) in replies {
             // Veilid drops a longer reply without a word, and the caller waits in vain.
             debug_assert!(reply.len() <= MAX_MESSAGE);
-            if let Err(error) = self.api.app_call_reply(OperationId::new(token), reply).await {
+            if let Err(error) = self
+                .api
+                .app_call_reply(OperationId::new(token), reply)
+                .await
+            {
                 tracing::debug!(kind = error_kind(&error), "a call could not be answered");
             }
         }
@@ -267,28 +337,40 @@ impl Node {
         lock(&self.routes).dead.contains(id)
     }
 
-    /// Notifies when the route dies, until [`unwatch`](Self::unwatch).
-    pub fn watch(&self, id: &RouteId, notify: &Arc<Notify>) {
-        lock(&self.routes).watched.entry(id.clone()).or_default().push(notify.clone());
+    /// Notifies when a route of our own, or an imported one, dies, until [`unwatch`](Self::unwatch).
+    pub fn watch(&self, side: RouteSide, id: &RouteId) -> Arc<Notify> {
+        let notify = Arc::new(Notify::new());
+        lock(&self.routes)
+            .watched
+            .entry((side, id.clone()))
+            .or_default()
+            .push(notify.clone());
+        notify
     }
 
-    /// Takes one [`watch`](Self::watch) back.
-    pub fn unwatch(&self, id: &RouteId, notify: &Arc<Notify>) {
+    pub fn unwatch(&self, side: RouteSide, id: &RouteId, notify: &Arc<Notify>) {
         let mut routes = lock(&self.routes);
-        if let Some(watchers) = routes.watched.get_mut(id) {
-            if let Some(at) = watchers.iter().position(|watcher| Arc::ptr_eq(watcher, notify)) {
-                watchers.swap_remove(at);
-            }
+        let key = (side, id.clone());
+        if let Some(watchers) = routes.watched.get_mut(&key) {
+            watchers.retain(|watcher| !Arc::ptr_eq(watcher, notify));
             if watchers.is_empty() {
-                routes.watched.remove(id);
+                routes.watched.remove(&key);
             }
         }
     }
 
     pub fn route_change(&self, change: &VeilidRouteChange) {
         let mut routes = lock(&self.routes);
-        for id in change.dead_routes.iter().chain(&change.dead_remote_routes) {
-            for watcher in routes.watched.get(id).into_iter().flatten() {
+        let own = change
+            .dead_routes
+            .iter()
+            .map(|id| (RouteSide::Own, id.clone()));
+        let remote = change
+            .dead_remote_routes
+            .iter()
+            .map(|id| (RouteSide::Remote, id.clone()));
+        for key in own.chain(remote) {
+            for watcher in routes.watched.get(&key).into_iter().flatten() {
                 watcher.notify_one();
             }
         }
@@ -345,15 +427,17 @@ pub(crate) async fn serve_calls(node: Arc<Node>, mut calls: mpsc::Receiver<Call>
         let replies = node.serve(|server, now| server.core.poll(now));
         node.answer(replies).await;
     }
-    node.closed.cancel();
-    node.unlisten_all().await;
+    node.close().await;
 }
 
 async fn take_call(node: &Node, call: Call) {
     let replies = match call.route {
-        Some(route) => node.serve(|server, now| server.core.on_call(call.token, route, call.message, now)),
+        Some(route) => {
+            node.serve(|server, now| server.core.on_call(call.token, route, call.message, now))
+        }
         // Not over a private route, so not for a listener.
         None => vec![(call.token, REFUSAL.to_vec())],
     };
     node.answer(replies).await;
+    node.told.notify_waiters();
 }

@@ -1,6 +1,7 @@
 //! The side that calls.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::Duration;
@@ -57,8 +58,12 @@ impl Shared {
             let State { core, wakers } = &mut *state;
             for event in core.streams.events.drain(..) {
                 match event {
-                    Event::Send(id) => wake.extend(wakers.get_mut(&id).and_then(|wakers| wakers.send.take())),
-                    Event::Recv(id) => wake.extend(wakers.get_mut(&id).and_then(|wakers| wakers.recv.take())),
+                    Event::Send(id) => {
+                        wake.extend(wakers.get_mut(&id).and_then(|wakers| wakers.send.take()))
+                    }
+                    Event::Recv(id) => {
+                        wake.extend(wakers.get_mut(&id).and_then(|wakers| wakers.recv.take()))
+                    }
                     Event::Opened(_) => {}
                 }
             }
@@ -71,10 +76,18 @@ impl Shared {
         result
     }
 
-    pub fn with_streams<T>(&self, id: u64, act: impl FnOnce(&mut Streams, &mut Wakers, Now) -> Result<T>) -> Result<T> {
+    pub fn with_streams<T>(
+        &self,
+        id: u64,
+        act: impl FnOnce(&mut Streams, &mut Wakers, Now) -> Result<T>,
+    ) -> Result<T> {
         let (result, due) = self.act(|state, now| {
             let before = state.core.streams.due();
-            let result = act(&mut state.core.streams, state.wakers.entry(id).or_default(), now);
+            let result = act(
+                &mut state.core.streams,
+                state.wakers.entry(id).or_default(),
+                now,
+            );
             (result, state.core.streams.due() != before)
         });
         if due {
@@ -91,17 +104,37 @@ impl Shared {
     }
 }
 
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Session").field(&self.id()).finish()
+    }
+}
+
 impl Session {
     pub(crate) fn start(node: Arc<Node>, psk: Psk, source: Arc<dyn RouteSource>) -> Self {
         let fresh_id = || {
             let mut id = [0; 16];
-            getrandom::fill(&mut id).expect("the system has a source of randomness, or no key of this process is safe");
+            getrandom::fill(&mut id)
+                .expect("the system has a source of randomness, or no key of this process is safe");
             SessionId::from_bytes(id)
         };
         let core = ClientCore::new(psk, node.limits.clone(), Box::new(fresh_id));
-        let shared = Arc::new(Shared { state: Mutex::new(State { core, wakers: HashMap::new() }), wake: Notify::new(), pings: Notify::new(), node });
-        shared.node.runtime.spawn(driver::run(shared.clone(), source));
-        Session { owner: Arc::new(Owner { shared }) }
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                core,
+                wakers: HashMap::new(),
+            }),
+            wake: Notify::new(),
+            pings: Notify::new(),
+            node,
+        });
+        shared
+            .node
+            .tasks
+            .spawn_on(driver::run(shared.clone(), source), &shared.node.runtime);
+        Session {
+            owner: Arc::new(Owner { shared }),
+        }
     }
 
     /// The id under which the other side knows this session. A session that was idle for long, or forgotten by the other side, goes on under a new one.

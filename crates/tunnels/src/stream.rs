@@ -1,5 +1,6 @@
 //! The two halves of a stream.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -33,7 +34,9 @@ impl Handle {
     fn with<T>(&self, act: impl FnOnce(&mut Streams, &mut Wakers, Now) -> Result<T>) -> Result<T> {
         match &self.host {
             Host::Client(shared) => shared.with_streams(self.id, act),
-            Host::Server(node, key) => node.with_streams(key, self.id, act).unwrap_or(Err(Error::Closed)),
+            Host::Server(node, key) => node
+                .with_streams(key, self.id, act)
+                .unwrap_or(Err(Error::Closed)),
         }
     }
 }
@@ -49,7 +52,15 @@ impl Drop for Handle {
 
 pub(crate) fn halves(host: Host, id: u64) -> (SendStream, RecvStream) {
     let handle = Arc::new(Handle { host, id });
-    (SendStream { handle: handle.clone() }, RecvStream { handle, partial: BytesMut::new() })
+    (
+        SendStream {
+            handle: handle.clone(),
+        },
+        RecvStream {
+            handle,
+            partial: BytesMut::new(),
+        },
+    )
 }
 
 /// The sending half of a stream.
@@ -57,6 +68,12 @@ pub(crate) fn halves(host: Host, id: u64) -> (SendStream, RecvStream) {
 /// Dropping it ends the stream after what was written: the session delivers the rest. Written bytes leave within milliseconds without a `flush`.
 pub struct SendStream {
     handle: Arc<Handle>,
+}
+
+impl fmt::Debug for SendStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SendStream").field(&self.id()).finish()
+    }
 }
 
 impl SendStream {
@@ -179,6 +196,12 @@ pub struct RecvStream {
     partial: BytesMut,
 }
 
+impl fmt::Debug for RecvStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RecvStream").field(&self.id()).finish()
+    }
+}
+
 impl RecvStream {
     /// The number of the stream in its session.
     pub fn id(&self) -> u64 {
@@ -251,7 +274,10 @@ impl RecvStream {
     pub async fn read_exact(&mut self, len: usize) -> Result<Bytes> {
         let bytes = self.read_full(len).await?;
         if bytes.len() < len {
-            return Err(Error::UnexpectedEnd { wanted: len, got: bytes.len() });
+            return Err(Error::UnexpectedEnd {
+                wanted: len,
+                got: bytes.len(),
+            });
         }
         Ok(bytes)
     }
@@ -290,13 +316,21 @@ impl Drop for RecvStream {
 }
 
 impl AsyncWrite for SendStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.poll_write_some(cx, data).map_err(io::Error::from)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         let id = self.handle.id;
-        Poll::Ready(self.handle.with(|streams, _, now| streams.flush(id, now)).map_err(io::Error::from))
+        Poll::Ready(
+            self.handle
+                .with(|streams, _, now| streams.flush(id, now))
+                .map_err(io::Error::from),
+        )
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -305,10 +339,16 @@ impl AsyncWrite for SendStream {
 }
 
 impl AsyncRead for RecvStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        self.poll_read_some(cx, buf.remaining()).map_ok(|bytes| buf.put_slice(&bytes)).map_err(io::Error::from)
+        self.poll_read_some(cx, buf.remaining())
+            .map_ok(|bytes| buf.put_slice(&bytes))
+            .map_err(io::Error::from)
     }
 }

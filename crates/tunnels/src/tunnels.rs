@@ -1,5 +1,6 @@
 //! The tunnels of one Veilid node.
 
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -26,6 +27,12 @@ pub trait RouteSource: Send + Sync + 'static {
 pub struct Tunnels {
     node: Arc<Node>,
     calls: mpsc::Sender<Call>,
+}
+
+impl fmt::Debug for Tunnels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tunnels").finish_non_exhaustive()
+    }
 }
 
 impl Tunnels {
@@ -74,9 +81,8 @@ impl Tunnels {
         Session::start(self.node.clone(), psk, source)
     }
 
-    /// Closes all listeners and sessions, tells the other sides that wait for a reply, and releases the listeners' routes. Later calls fail.
+    /// Closes all listeners and sessions, tells the other sides, and releases all routes: within some three seconds. Later calls fail.
     pub async fn close(&self) {
-        self.node.closed.cancel();
-        self.node.unlisten_all().await;
+        self.node.close().await;
     }
 }

@@ -59,6 +59,18 @@ pub(crate) fn confirm(row: &Cached, counter: u64, sealed: &[u8], seq: Option<u32
     after
 }
 
+/// The row after a write that waits was given up: the mark stays.
+pub(crate) fn discard(row: &Cached) -> Cached {
+    Cached {
+        counter: row.confirmed,
+        confirmed: row.confirmed,
+        confirmed_digest: row.confirmed_digest,
+        published: true,
+        overwritten: row.overwritten,
+        ..Cached::default()
+    }
+}
+
 /// The row after the network showed `seen`.
 pub(crate) fn take_in(row: Option<&Cached>, seen: &Seen<'_>) -> (Cached, Option<Note>) {
     let digest = Cached::digest(seen.sealed);
@@ -81,7 +93,7 @@ pub(crate) fn take_in(row: Option<&Cached>, seen: &Seen<'_>) -> (Cached, Option<
     };
     if seen.counter < row.confirmed {
         // Ours goes out again: what the network holds now is older.
-        kept.published = false;
+        kept.published = !row.has_value();
         let note = Note::Rollback {
             seen: row.confirmed,
             got: seen.counter,

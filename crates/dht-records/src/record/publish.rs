@@ -1,17 +1,21 @@
 //! Sending what is not published, and making sure that it is.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures::{StreamExt, stream};
-use veilid_core::{AllowOffline, SetDHTValueOptions};
+use tokio::time::Instant;
+use veilid_core::{AllowOffline, SetDHTValueOptions, ValueSeqNum};
 
 use super::merge::{self, Note};
 use super::{Record, network_seqs};
 use crate::cache::Cached;
 use crate::error::{Error, Result};
 
-/// How often a subkey is sent in one call, where the network answers with an older value under a higher sequence number.
-const ROUNDS: usize = 4;
+/// How often a subkey is sent in one call, where others write to it at the same time.
+const ROUNDS: usize = 8;
+/// The shortest time over which writers who met spread before they send again.
+const SPREAD: Duration = Duration::from_millis(100);
 
 /// What `publish` did, by subkey in ascending order. Empty if there was nothing to do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -75,16 +79,67 @@ impl Published {
 
 /// What one step did with a subkey.
 enum Step {
-    /// Handed to Veilid: this counter, these bytes.
-    Sent {
-        counter: u64,
-        sealed: Vec<u8>,
-    },
+    /// Enough nodes took it, under this sequence number.
+    Sent(Sent),
     Done(Outcome),
     /// The network holds an older value: send once more, above it.
     Again,
+    /// Nodes hold different values under this one sequence number, and will for ever: what is in the row has to be sent
+    /// above it. With what became of our own value, if it lost.
+    Contested {
+        seq: u32,
+        lost: Option<Outcome>,
+    },
     /// Nothing to send any more.
     Nothing,
+}
+
+#[derive(Clone)]
+struct Sent {
+    counter: u64,
+    sealed: Vec<u8>,
+    seq: u32,
+}
+
+/// The progress of one call.
+#[derive(Default)]
+struct Round {
+    outcomes: BTreeMap<u32, Outcome>,
+    /// What is to be sent (again), and above which sequence number, if that is known.
+    todo: BTreeMap<u32, Option<u32>>,
+    contested: bool,
+}
+
+impl Round {
+    fn take(&mut self, subkey: u32, step: Result<Step>) -> Option<Sent> {
+        match step {
+            Ok(Step::Sent(sent)) => return Some(sent),
+            Ok(Step::Done(outcome)) => self.note(subkey, outcome),
+            Ok(Step::Again) => {
+                self.todo.insert(subkey, None);
+            }
+            Ok(Step::Contested { seq, lost }) => {
+                if let Some(lost) = lost {
+                    self.note(subkey, lost);
+                }
+                self.todo.insert(subkey, Some(seq));
+                self.contested = true;
+            }
+            Ok(Step::Nothing) => {}
+            Err(error) => self.note(subkey, Outcome::Failed(error)),
+        }
+        None
+    }
+
+    fn note(&mut self, subkey: u32, outcome: Outcome) {
+        // After a loss it is the winner's value that is sent once more, and what becomes of that is not our news.
+        if !matches!(
+            self.outcomes.get(&subkey),
+            Some(Outcome::Overwritten { .. })
+        ) {
+            self.outcomes.insert(subkey, outcome);
+        }
+    }
 }
 
 impl Record {
@@ -103,9 +158,12 @@ impl Record {
         Ok(pending)
     }
 
-    /// The subkeys that are not published.
+    /// The subkeys that are not published. None for who cannot write, however old what the network shows is.
     pub(crate) async fn unpublished(&self) -> Result<Vec<u32>> {
         let mut unpublished = Vec::new();
+        if !self.writable() {
+            return Ok(unpublished);
+        }
         for subkey in self.known().await? {
             if self
                 .row(subkey, true)
@@ -167,86 +225,72 @@ impl Record {
     }
 
     async fn push(&self, subkeys: Vec<u32>) -> Result<BTreeMap<u32, Outcome>> {
-        let mut outcomes = BTreeMap::new();
-        let mut todo = subkeys;
+        let mut round = Round::default();
+        round
+            .todo
+            .extend(subkeys.into_iter().map(|subkey| (subkey, None)));
         for _ in 0..ROUNDS {
-            todo = self.round(todo, &mut outcomes).await?;
-            if todo.is_empty() {
-                return Ok(outcomes);
+            let begin = Instant::now();
+            self.round(&mut round).await;
+            if round.todo.is_empty() {
+                return Ok(round.outcomes);
+            }
+            if std::mem::take(&mut round.contested) {
+                // Writers who send at the same time again would meet again.
+                tokio::time::sleep(random_up_to(SPREAD + 2 * begin.elapsed())?).await;
             }
         }
-        // Someone writes older values faster than this; what is left is not ours to win in one call.
-        outcomes.extend(
-            todo.into_iter()
-                .map(|subkey| (subkey, Outcome::Failed(Error::NotConfirmed))),
-        );
-        Ok(outcomes)
+        // Others write faster than this; what is left is not ours to win in one call.
+        for subkey in std::mem::take(&mut round.todo).into_keys() {
+            round.note(subkey, Outcome::Failed(Error::NotConfirmed));
+        }
+        Ok(round.outcomes)
     }
 
-    /// Sends each subkey once, waits until Veilid has sent all of them, and reads them back. Gives those to send again.
-    async fn round(
-        &self,
-        todo: Vec<u32>,
-        outcomes: &mut BTreeMap<u32, Outcome>,
-    ) -> Result<Vec<u32>> {
+    /// Sends each subkey once, and reads them back from the network.
+    async fn round(&self, round: &mut Round) {
+        let todo = std::mem::take(&mut round.todo);
         let sent = self
-            .each(todo, |subkey| async move { self.send(subkey).await })
+            .each(todo.keys().copied().collect(), |subkey| {
+                let above = todo.get(&subkey).copied().flatten();
+                async move { self.send(subkey, above).await }
+            })
             .await;
-        let mut again = Vec::new();
         let mut check = BTreeMap::new();
         for (subkey, step) in sent {
-            match step {
-                Ok(Step::Sent { counter, sealed }) => {
-                    check.insert(subkey, (counter, sealed));
-                }
-                Ok(Step::Done(outcome)) => {
-                    outcomes.insert(subkey, outcome);
-                }
-                Ok(Step::Again) => again.push(subkey),
-                Ok(Step::Nothing) => {}
-                Err(error) => {
-                    outcomes.insert(subkey, Outcome::Failed(error));
-                }
-            }
+            check.extend(round.take(subkey, step).map(|sent| (subkey, sent)));
         }
         if check.is_empty() {
-            return Ok(again);
+            return;
         }
-        let confirmed = match self.flush().await {
+        let on_network = match self.flush().await {
             Ok(()) => self.on_network().await,
             Err(error) => Err(error),
         };
-        let confirmed = match confirmed {
+        let on_network = match on_network {
             Ok(seqs) => seqs,
             Err(error) => {
-                outcomes.extend(
-                    check
-                        .into_keys()
-                        .map(|subkey| (subkey, Outcome::Failed(error.clone()))),
-                );
-                return Ok(again);
+                for subkey in check.into_keys() {
+                    round.note(subkey, Outcome::Failed(error.clone()));
+                }
+                return;
             }
         };
         let checked = self
             .each(check.keys().copied().collect(), |subkey| {
-                let (counter, sealed) = &check[&subkey];
-                let seq = confirmed.get(&subkey).copied();
-                async move { self.read_back(subkey, *counter, sealed, seq).await }
+                let sent = check.get(&subkey).cloned();
+                let seq = on_network.get(&subkey).copied();
+                async move {
+                    match sent {
+                        Some(sent) => self.read_back(subkey, &sent, seq).await,
+                        None => Ok(Step::Nothing),
+                    }
+                }
             })
             .await;
         for (subkey, step) in checked {
-            match step {
-                Ok(Step::Done(outcome)) => {
-                    outcomes.insert(subkey, outcome);
-                }
-                Ok(Step::Again) => again.push(subkey),
-                Ok(Step::Sent { .. } | Step::Nothing) => {}
-                Err(error) => {
-                    outcomes.insert(subkey, Outcome::Failed(error));
-                }
-            }
+            round.take(subkey, step);
         }
-        Ok(again)
     }
 
     async fn each<F>(&self, subkeys: Vec<u32>, step: impl Fn(u32) -> F) -> Vec<(u32, Result<Step>)>
@@ -282,25 +326,39 @@ impl Record {
         Ok(())
     }
 
-    async fn send(&self, subkey: u32) -> Result<Step> {
+    /// Sends the value in the row; with `above`, under a sequence number above that one, unless the network is there
+    /// already.
+    async fn send(&self, subkey: u32, above: Option<u32>) -> Result<Step> {
         // What Veilid learned through a watch or an earlier read is in its local copy, and a write would step over it:
-        // look first whether another writer was there.
-        if let Some(stored) = self.core.stored(subkey).await?
-            && let Step::Done(outcome) = self.settle(subkey, &stored).await?
+        // look first whether another writer was there. After a contest, look at the network.
+        let stored = match above {
+            Some(_) => self.core.get(subkey, true).await?,
+            None => self.core.stored(subkey).await?,
+        };
+        let base = stored.as_ref().and_then(|stored| stored.seq().to_option());
+        if let Some(stored) = &stored
+            && let Step::Done(lost) = self.settle(subkey, stored).await?
         {
-            return Ok(Step::Done(outcome));
+            return match above.filter(|above| base <= Some(*above)) {
+                // Readers are shown the other one, which is reason enough to yield; but only above the contested
+                // number does it stand for all of them.
+                Some(seq) => self.yield_above(subkey, seq, lost).await,
+                None => Ok(Step::Done(lost)),
+            };
         }
         let Some(row) = self.attempt(subkey).await? else {
             return Ok(Step::Nothing);
         };
+        let above = above.filter(|above| base.is_none_or(|base| base <= *above));
+        let least = above.map(|above| above.saturating_add(1));
         // Veilid must not queue it: a queued write stays in its local copy, hides what other writers put on the network
         // under the same sequence number, and the write after it would undo theirs. The queue is ours.
         let options = SetDHTValueOptions {
             writer: self.writer.clone(),
             allow_offline: Some(AllowOffline(false)),
-            ..Default::default()
+            min_seqnum: least.map(ValueSeqNum::from),
         };
-        let other = self
+        let answer = self
             .core
             .call(
                 self.writer.as_ref(),
@@ -316,18 +374,42 @@ impl Record {
                 },
             )
             .await?;
-        if let Some(other) = other.filter(|other| other.data() != row.sealed) {
-            return self.settle(subkey, &other).await;
+        if let Some(other) = answer {
+            let seq = other.seq().to_option().unwrap_or(0);
+            if other.data() == row.sealed {
+                // Ours is what most nodes hold, and some hold another.
+                return Ok(Step::Contested { seq, lost: None });
+            }
+            let ours = base
+                .map_or(0, |base| base.saturating_add(1))
+                .max(least.unwrap_or(0));
+            return match self.settle(subkey, &other).await? {
+                // Some nodes took ours and would show it to readers: the one that stands goes above it.
+                Step::Done(lost) if seq <= ours => self.yield_above(subkey, seq, lost).await,
+                step => Ok(step),
+            };
         }
         // Too few nodes answering is no error to Veilid. It shows in that the value did not become the local copy.
         let stored = self.core.stored(subkey).await?;
-        if stored.is_none_or(|stored| stored.data() != row.sealed) {
-            return Err(Error::NotConfirmed);
-        }
-        Ok(Step::Sent {
+        let stored = stored
+            .filter(|stored| stored.data() == row.sealed)
+            .ok_or(Error::NotConfirmed)?;
+        Ok(Step::Sent(Sent {
             counter: row.counter,
+            seq: stored.seq().to_option().unwrap_or(0),
             sealed: row.sealed,
-        })
+        }))
+    }
+
+    /// Makes the winner's value one to send, above the number under which some nodes hold ours.
+    async fn yield_above(&self, subkey: u32, seq: u32, lost: Outcome) -> Result<Step> {
+        let _rows = self.core.rows.lock().await;
+        if let Some(mut row) = self.row(subkey, true).await? {
+            row.published = false;
+            self.store(subkey, &row).await?;
+        }
+        let lost = Some(lost);
+        Ok(Step::Contested { seq, lost })
     }
 
     /// The row to send, marked as handed to Veilid: from here on it may be on the network.
@@ -391,28 +473,83 @@ impl Record {
         Ok(network_seqs(&self.core.inspect().await?).collect())
     }
 
-    async fn read_back(
-        &self,
-        subkey: u32,
-        counter: u64,
-        sealed: &[u8],
-        on_network: Option<u32>,
-    ) -> Result<Step> {
-        let Some(data) = self.core.get(subkey, true).await? else {
-            return Err(Error::NotConfirmed);
-        };
-        if data.data() != sealed {
-            return self.settle(subkey, &data).await;
-        }
+    async fn read_back(&self, subkey: u32, sent: &Sent, on_network: Option<u32>) -> Result<Step> {
+        let data = self
+            .core
+            .get(subkey, true)
+            .await?
+            .ok_or(Error::NotConfirmed)?;
         let seq = data.seq().to_option();
+        if data.data() != sent.sealed {
+            return match seq > Some(sent.seq) {
+                true => self.settle(subkey, &data).await,
+                // Enough nodes took ours, and a reader may still be shown another.
+                false => Ok(Step::Contested {
+                    seq: sent.seq,
+                    lost: None,
+                }),
+            };
+        }
         if on_network < seq {
             return Err(Error::NotConfirmed);
         }
         let _rows = self.core.rows.lock().await;
         if let Some(row) = self.row(subkey, true).await? {
-            let confirmed = merge::confirm(&row, counter, sealed, seq);
+            let confirmed = merge::confirm(&row, sent.counter, &sent.sealed, seq);
             self.store(subkey, &confirmed).await?;
         }
+        let counter = sent.counter;
         Ok(Step::Done(Outcome::Published { counter }))
+    }
+}
+
+fn random_up_to(longest: Duration) -> Result<Duration> {
+    let random = getrandom::u32().map_err(|_| Error::Randomness)?;
+    Ok(longest.mul_f64(f64::from(random) / f64::from(u32::MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_tells_losses_from_failures() {
+        let published = Outcome::Published { counter: 1 };
+        let lost = Outcome::Overwritten { ours: 1, theirs: 2 };
+        let all = |outcomes: &[&Outcome]| Published {
+            subkeys: (0..)
+                .zip(outcomes.iter().map(|outcome| (*outcome).clone()))
+                .collect(),
+        };
+        assert!(all(&[]).is_complete() && all(&[&published]).is_complete());
+        let mixed = all(&[&published, &lost]);
+        assert!(!mixed.is_complete());
+        assert_eq!(mixed.overwritten().collect::<Vec<_>>(), vec![1]);
+        assert_eq!(mixed.clone().or_failure(), Ok(mixed));
+        let failed = all(&[&lost, &Outcome::Failed(Error::Offline)]);
+        assert_eq!(failed.or_failure(), Err(Error::Offline));
+    }
+
+    #[test]
+    fn after_a_loss_the_winners_value_is_no_news() {
+        let mut round = Round::default();
+        let lost = Outcome::Overwritten { ours: 1, theirs: 1 };
+        let contested = Step::Contested {
+            seq: 4,
+            lost: Some(lost.clone()),
+        };
+        assert!(round.take(7, Ok(contested)).is_none());
+        assert_eq!(round.todo.get(&7), Some(&Some(4)));
+        assert!(round.contested);
+        round.take(7, Ok(Step::Done(Outcome::Published { counter: 1 })));
+        round.take(7, Err(Error::Offline));
+        assert_eq!(round.outcomes.get(&7), Some(&lost));
+    }
+
+    #[test]
+    fn random_waits_stay_below_the_longest() {
+        for _ in 0..100 {
+            assert!(random_up_to(SPREAD).unwrap() <= SPREAD);
+        }
     }
 }

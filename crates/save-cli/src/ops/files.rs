@@ -129,7 +129,10 @@ impl Context<'_> {
                 let read = rest
                     .read_buf(&mut chunk)
                     .await
-                    .map_err(|error| Error::from(save_backend::Error::from(error)))?;
+                    .map_err(|source| Error::Stored {
+                        path: file.entry.path.as_str().to_owned(),
+                        source,
+                    })?;
                 if read == 0 {
                     break;
                 }
@@ -207,7 +210,7 @@ fn file_item(file: &ListedFile) -> Item {
     Item::File {
         path: file.entry.path.as_str().to_owned(),
         size: file.entry.size,
-        media_type: file.entry.media_type.clone(),
+        media_type: Some(file.entry.media_type.clone()),
         modified: Some(file.entry.modified),
         repo: file.repo.to_string(),
         member: file.member.clone(),

@@ -13,7 +13,11 @@ pub(crate) struct Bucket {
 impl Bucket {
     pub fn new(rate: u32, now: Now) -> Self {
         let rate = f64::from(rate);
-        Bucket { rate, tokens: rate, at: now }
+        Bucket {
+            rate,
+            tokens: rate,
+            at: now,
+        }
     }
 
     pub fn take(&mut self, now: Now) -> bool {

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
-use bytes::Bytes;
-
-use super::codec::{Builder, Direction, Frame, Header, Keys, REFUSAL, RouteTag, Violation, close};
+use super::codec::{Builder, Direction, Frame, Keys, RouteTag, close};
 use super::ranges::RangeSet;
 use super::rtt::Rtt;
 use super::streams::{Due, Sent, Streams};
 use super::{Now, Side};
 use crate::{Error, Limits, Psk, SessionId};
 
+mod ends;
+mod outcome;
 mod pace;
 use pace::Pace;
 
@@ -21,7 +21,11 @@ const MAX_LATE: usize = 128;
 /// Ranges of lost calls named in one call.
 const MAX_LOST_RANGES: usize = 64;
 /// Answers of one byte in a row, before the other side counts as refusing us.
-const MAX_REFUSALS: u32 = 6;
+const MAX_REFUSALS: u32 = 5;
+/// Silence that does not make a route suspicious yet.
+const MIN_PATIENCE: Duration = Duration::from_secs(1);
+/// Times that nothing came back in a row, before a session without work stops to call.
+const MAX_IDLE_TIMEOUTS: u32 = 3;
 /// The room that we keep between our own timer and Veilid's.
 const TIMER_MARGIN: Duration = Duration::from_millis(250);
 
@@ -140,7 +144,11 @@ pub(crate) struct ClientCore {
 }
 
 impl ClientCore {
-    pub fn new(psk: Psk, limits: Limits, mut fresh_id: Box<dyn FnMut() -> SessionId + Send>) -> Self {
+    pub fn new(
+        psk: Psk,
+        limits: Limits,
+        mut fresh_id: Box<dyn FnMut() -> SessionId + Send>,
+    ) -> Self {
         let pace = Pace::new(limits.calls_in_flight);
         ClientCore {
             psk,
@@ -240,7 +248,11 @@ impl ClientCore {
         if self.closing == Closing::Closed || !self.has_work() {
             return None;
         }
-        if self.route.is_none() { Some(RouteNeed::Missing) } else { self.need }
+        if self.route.is_none() {
+            Some(RouteNeed::Missing)
+        } else {
+            self.need
+        }
     }
 
     /// Goes on over this route, which may be the same as before.
@@ -249,7 +261,11 @@ impl ClientCore {
         self.timeouts = 0;
         self.no_route_reason = None;
         self.not_before = now;
-        if self.route.as_ref().is_some_and(|(current, _)| *current == tag) {
+        if self
+            .route
+            .as_ref()
+            .is_some_and(|(current, _)| *current == tag)
+        {
             return;
         }
         self.route = Some((tag, Keys::derive(&self.psk, self.id, tag)));
@@ -283,9 +299,11 @@ impl ClientCore {
 
     fn has_work(&self) -> bool {
         matches!(self.closing, Closing::Saying(_))
-            || self.streams.expects()
-            || self.streams.has_pending()
-            || !self.pings.values().all(|ping| matches!(ping, Ping::Done(_)))
+            || !self.streams.is_settled()
+            || !self
+                .pings
+                .values()
+                .all(|ping| matches!(ping, Ping::Done(_)))
     }
 
     /// The next call to make now, if any. To be called until it returns `None`, after every input and whenever [`next_wake`](Self::next_wake) has come.
@@ -295,10 +313,18 @@ impl ClientCore {
         if self.closing == Closing::Draining && self.streams.is_idle() {
             self.start_closing();
         }
-        if self.closing == Closing::Closed || self.route.is_none() || now < self.not_before || self.in_flight >= self.pace.window() {
+        if self.closing == Closing::Closed
+            || self.route.is_none()
+            || now < self.not_before
+            || (self.in_flight >= self.pace.window() && !self.wants_to_say_close())
+        {
             return None;
         }
-        if self.wants_call(now) { Some(self.build(now)) } else { None }
+        if self.wants_call(now) {
+            Some(self.build(now))
+        } else {
+            None
+        }
     }
 
     /// When [`poll`](Self::poll) has something to do, without further input.
@@ -308,7 +334,13 @@ impl ClientCore {
         }
         let mut wake: Option<Now> = None;
         let mut at = |time: Now| wake = Some(wake.map_or(time, |wake| wake.min(time)));
-        if let Some(expires) = self.calls.values().filter(|call| call.state == CallState::InFlight).map(|call| call.expires).min() {
+        if let Some(expires) = self
+            .calls
+            .values()
+            .filter(|call| call.state == CallState::InFlight)
+            .map(|call| call.expires)
+            .min()
+        {
             at(expires);
         }
         if let Some(since) = self.work_since {
@@ -326,7 +358,13 @@ impl ClientCore {
             if let Some(settle) = self.settle_at {
                 send_at(settle);
             }
-            if !self.lost_pending.is_empty() || self.wants_to_say_close() || self.pings.values().any(|ping| matches!(ping, Ping::Pending)) {
+            if self.wants_to_name_losses()
+                || self.wants_to_say_close()
+                || self
+                    .pings
+                    .values()
+                    .any(|ping| matches!(ping, Ping::Pending))
+            {
                 send_at(now);
             }
             if self.in_flight < self.pace.polls() && self.streams.expects() {
@@ -342,26 +380,51 @@ impl ClientCore {
             Due::At(time) => time <= now,
             Due::Never => false,
         };
-        due || !self.lost_pending.is_empty()
+        due || self.wants_to_name_losses()
             || self.settle_at.is_some_and(|at| at <= now)
             || self.wants_to_say_close()
-            || self.pings.values().any(|ping| matches!(ping, Ping::Pending))
-            || (self.in_flight < self.pace.polls() && now >= self.next_poll && self.streams.expects())
+            || self
+                .pings
+                .values()
+                .any(|ping| matches!(ping, Ping::Pending))
+            || (self.in_flight < self.pace.polls()
+                && now >= self.next_poll
+                && self.streams.expects())
+    }
+
+    /// Lost calls are named for the sake of what comes after them. Where nothing does and nobody answers, it is not worth many calls.
+    fn wants_to_name_losses(&self) -> bool {
+        !self.lost_pending.is_empty() && (self.timeouts < MAX_IDLE_TIMEOUTS || self.has_work())
     }
 
     fn wants_to_say_close(&self) -> bool {
-        matches!(self.closing, Closing::Saying(_)) && !self.calls.values().any(|call| call.cargo.closes && call.state == CallState::InFlight)
+        matches!(self.closing, Closing::Saying(_))
+            && !self
+                .calls
+                .values()
+                .any(|call| call.cargo.closes && call.state == CallState::InFlight)
     }
 
     /// Below this, every reply has arrived, or the other side knows that it did not.
     fn settled(&self) -> u64 {
-        let flying = self.calls.iter().find(|(_, call)| call.state == CallState::InFlight).map(|(&number, _)| number);
+        let flying = self
+            .calls
+            .iter()
+            .find(|(_, call)| call.state == CallState::InFlight)
+            .map(|(&number, _)| number);
         let lost = self.lost_unconfirmed.first().map(|range| range.start);
-        [flying, lost].into_iter().flatten().min().unwrap_or(self.next_number)
+        [flying, lost]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(self.next_number)
     }
 
     fn build(&mut self, now: Now) -> Transmit {
-        let (_, keys) = self.route.clone().expect("poll has checked that there is a route");
+        let (_, keys) = self
+            .route
+            .clone()
+            .expect("poll has checked that there is a route");
         let number = self.next_number;
         let settled = self.settled();
         self.next_number += 1;
@@ -373,14 +436,21 @@ impl ClientCore {
         if self.hello {
             builder.push(&Frame::Hello { features: 0 });
         }
-        builder.push(&Frame::Ask { reply_max, hold_ms: millis(hold), settled });
+        builder.push(&Frame::Ask {
+            reply_max,
+            hold_ms: millis(hold),
+            settled,
+        });
         let mut call = Call {
             state: CallState::InFlight,
             sent_at: now,
             expires: now + rto + hold,
             session: self.id,
             keys: keys.clone(),
-            cargo: Cargo { lost: self.lost_pending.iter().take(MAX_LOST_RANGES).collect(), ..Cargo::default() },
+            cargo: Cargo {
+                lost: self.lost_pending.iter().take(MAX_LOST_RANGES).collect(),
+                ..Cargo::default()
+            },
             reply_max,
             full: false,
         };
@@ -392,7 +462,11 @@ impl ClientCore {
             cargo.closes = true;
             self.closing = Closing::Saying(tries + 1);
         }
-        if !cargo.lost.is_empty() && builder.push(&Frame::Lost { calls: cargo.lost.clone() }) {
+        if !cargo.lost.is_empty()
+            && builder.push(&Frame::Lost {
+                calls: cargo.lost.clone(),
+            })
+        {
             for range in &cargo.lost {
                 self.lost_pending.remove(range.clone());
             }
@@ -410,291 +484,10 @@ impl ClientCore {
         self.settle_at = None;
         self.in_flight += 1;
         self.calls.insert(number, call);
-        Transmit { number, message: builder.seal(&keys, Direction::Call) }
-    }
-
-    // What comes back.
-
-    /// The reply to a call.
-    pub fn on_reply(&mut self, number: u64, reply: Bytes, now: Now) {
-        let Some(call) = self.calls.remove(&number) else { return };
-        if call.state == CallState::InFlight {
-            self.in_flight -= 1;
+        Transmit {
+            number,
+            message: builder.seal(&keys, Direction::Call),
         }
-        let proved = call.keys.verify(Direction::Reply, &reply)
-            && Header::parse(&reply).is_some_and(|header| header.session == call.session && header.number == number);
-        if !proved {
-            if call.state == CallState::InFlight {
-                if reply[..] == REFUSAL {
-                    self.refusals += 1;
-                }
-                self.back_off(now);
-                self.lose(number, call.cargo, now);
-            }
-            return;
-        }
-        self.last_heard = now;
-        self.timeouts = 0;
-        self.refusals = 0;
-        self.failures = 0;
-        self.need = None;
-        match Frame::decode_all(&reply) {
-            Ok(frames) => self.answered(number, call, frames, reply.len(), now),
-            Err(violation) => self.violated(violation),
-        }
-    }
-
-    fn answered(&mut self, number: u64, call: Call, frames: Vec<Frame>, size: usize, now: Now) {
-        let late = call.state == CallState::Late;
-        for frame in &frames {
-            match *frame {
-                Frame::Close { code } if !call.cargo.closes => return self.closed_by_other(code, now),
-                Frame::Busy { wait_ms } => {
-                    self.hello = false;
-                    self.not_before = now + Duration::from_millis(wait_ms).clamp(Duration::from_millis(10), Duration::from_secs(5));
-                    if !late {
-                        self.lose(number, call.cargo, now);
-                    }
-                    return;
-                }
-                _ => {}
-            }
-        }
-        self.hello = false;
-        if call.cargo.closes {
-            self.closing = Closing::Closed;
-            return;
-        }
-        for item in call.cargo.items {
-            self.streams.delivered(item, now);
-        }
-        for range in call.cargo.lost {
-            self.lost_unconfirmed.remove(range);
-        }
-        let (mut next, mut owes) = (None, false);
-        for frame in frames {
-            match frame {
-                Frame::Next { backlog, wait_ms, held_ms } => next = Some((backlog, wait_ms, held_ms)),
-                Frame::Pong { .. } => {}
-                frame => {
-                    owes = true;
-                    if let Err(violation) = self.streams.process(frame, &mut || false, now) {
-                        return self.violated(violation);
-                    }
-                }
-            }
-        }
-        let (backlog, wait_ms, held_ms) = next.unwrap_or_default();
-        let took = now.saturating_sub(call.sent_at).saturating_sub(Duration::from_millis(held_ms));
-        for nonce in call.cargo.pings {
-            self.finish_ping(nonce, Ok(took));
-        }
-        if owes {
-            self.settle_at = Some(now + super::ACK_DELAY);
-        }
-        if late {
-            self.rtt.heard();
-            return;
-        }
-        self.rtt.sample(took);
-        let full = call.full || size as u64 * 2 > call.reply_max;
-        let sends = self.streams.backlog();
-        self.pace.answered(number, full, owes, backlog.div_ceil(call.reply_max.max(1)), sends.div_ceil(call.reply_max.max(1)), self.in_flight, took);
-        if !owes && backlog == 0 {
-            self.next_poll = now + Duration::from_millis(wait_ms).min(Duration::from_secs(5));
-        } else {
-            self.next_poll = now;
-        }
-    }
-
-    /// A call brought nothing.
-    pub fn on_failure(&mut self, number: u64, failure: CallFailure, now: Now) {
-        let Some(call) = self.calls.remove(&number) else { return };
-        // A call over an earlier route, or one that our own timer gave up, says nothing new.
-        let current = call.state == CallState::InFlight;
-        if current {
-            self.in_flight -= 1;
-            self.lose(number, call.cargo, now);
-        }
-        match failure {
-            CallFailure::Timeout if current => self.timed_out(now),
-            CallFailure::NoRoute if current => self.drop_route(now),
-            CallFailure::Local if current => self.back_off(now),
-            CallFailure::Fatal(message) => {
-                self.streams.fail_all(&Error::Veilid(message.clone()));
-                self.fail_pings(&Error::Veilid(message));
-                self.closing = Closing::Closed;
-            }
-            _ => {}
-        }
-    }
-
-    fn timed_out(&mut self, now: Now) {
-        self.timeouts += 1;
-        self.rtt.timed_out();
-        let patience = (3 * self.rtt.smooth().unwrap_or_default()).max(Duration::from_millis(1_500));
-        if self.timeouts >= 2 && now.saturating_sub(self.last_heard) > patience {
-            self.need = Some(RouteNeed::Silent);
-        }
-    }
-
-    fn back_off(&mut self, now: Now) {
-        self.failures = (self.failures + 1).min(5);
-        self.not_before = self.not_before.max(now + Duration::from_millis(100 << self.failures));
-    }
-
-    fn expire(&mut self, now: Now) {
-        let expired: Vec<u64> =
-            self.calls.iter().filter(|(_, call)| call.state == CallState::InFlight && call.expires <= now).map(|(&number, _)| number).collect();
-        let any = !expired.is_empty();
-        for number in expired {
-            self.lose_in_flight(number, now);
-        }
-        if any {
-            // Calls that were lost together count as one.
-            self.timed_out(now);
-        }
-        while self.calls.len() - self.in_flight > MAX_LATE {
-            let Some(oldest) = self.calls.iter().find(|(_, call)| call.state == CallState::Late).map(|(&number, _)| number) else { break };
-            self.calls.remove(&oldest);
-        }
-    }
-
-    fn lose_in_flight(&mut self, number: u64, now: Now) {
-        let Some(call) = self.calls.get_mut(&number).filter(|call| call.state == CallState::InFlight) else { return };
-        call.state = CallState::Late;
-        let cargo = call.cargo.clone();
-        self.in_flight -= 1;
-        self.lose(number, cargo, now);
-    }
-
-    fn lose_all_in_flight(&mut self, now: Now) {
-        let flying: Vec<u64> = self.calls.iter().filter(|(_, call)| call.state == CallState::InFlight).map(|(&number, _)| number).collect();
-        for number in flying {
-            self.lose_in_flight(number, now);
-        }
-    }
-
-    /// What the call carried is to be sent again, and what its reply carried is to be asked for.
-    fn lose(&mut self, number: u64, cargo: Cargo, now: Now) {
-        self.lost_pending.insert(number..number + 1);
-        self.lost_unconfirmed.insert(number..number + 1);
-        for range in cargo.lost {
-            self.lost_pending.insert(range);
-        }
-        for item in cargo.items {
-            self.streams.lost(item, now);
-        }
-        for nonce in cargo.pings {
-            if let Some(ping @ Ping::Sent) = self.pings.get_mut(&nonce) {
-                *ping = Ping::Pending;
-            }
-        }
-        if cargo.closes && matches!(self.closing, Closing::Saying(tries) if tries >= 2) {
-            self.closing = Closing::Closed;
-        }
-        self.pace.lost(number, self.next_number);
-    }
-
-    // Ends.
-
-    fn give_up(&mut self, now: Now) {
-        if !self.has_work() {
-            self.work_since = None;
-            return;
-        }
-        let since = (*self.work_since.get_or_insert(now)).max(self.last_heard);
-        let after = now.saturating_sub(since);
-        let error = if self.refusals >= MAX_REFUSALS {
-            Error::Refused
-        } else if after < self.limits.give_up {
-            return;
-        } else if let (None, Some(reason)) = (&self.route, &self.no_route_reason) {
-            Error::NoRoute { after, reason: reason.clone() }
-        } else {
-            Error::Unreachable { after }
-        };
-        self.fail_work(&error);
-        if self.closing != Closing::Open {
-            self.closing = Closing::Closed;
-        }
-    }
-
-    /// Everything that is under way fails; the session goes on as a new one.
-    fn fail_work(&mut self, error: &Error) {
-        self.streams.fail_all(error);
-        self.fail_pings(error);
-        self.work_since = None;
-        self.refusals = 0;
-        self.renew();
-    }
-
-    fn violated(&mut self, violation: Violation) {
-        self.fail_work(&Error::Protocol(violation.0));
-    }
-
-    fn closed_by_other(&mut self, code: u64, now: Now) {
-        if matches!(self.closing, Closing::Saying(_)) {
-            self.closing = Closing::Closed;
-            return;
-        }
-        match code {
-            close::UNKNOWN_SESSION => {
-                self.streams.restart(&Error::SessionLost, now);
-                for ping in self.pings.values_mut() {
-                    if matches!(ping, Ping::Sent) {
-                        *ping = Ping::Pending;
-                    }
-                }
-                self.renew();
-            }
-            close::NO_ROOM => self.fail_work(&Error::Busy),
-            close::VIOLATION => self.fail_work(&Error::Protocol("the other side found a violation")),
-            code => self.fail_work(&Error::PeerClosed { code }),
-        }
-    }
-
-    fn start_closing(&mut self) {
-        let known = !self.hello || self.next_number > self.first_number;
-        self.closing = if known && self.route.is_some() { Closing::Saying(0) } else { Closing::Closed };
-    }
-
-    /// A session that was silent for so long that the other side may have forgotten it goes on under a new id, if nothing is lost by that.
-    fn renew_if_stale(&mut self, now: Now) {
-        if !self.hello && self.streams.len() == 0 && now.saturating_sub(self.last_heard) > self.limits.idle_session / 2 {
-            self.renew();
-        }
-    }
-
-    fn renew(&mut self) {
-        self.id = (self.fresh_id)();
-        self.hello = true;
-        self.first_number = self.next_number;
-        self.calls.clear();
-        self.in_flight = 0;
-        self.lost_pending = RangeSet::default();
-        self.lost_unconfirmed = RangeSet::default();
-        self.settle_at = None;
-        self.pace.restart();
-        if let Some((tag, keys)) = &mut self.route {
-            *keys = Keys::derive(&self.psk, self.id, *tag);
-        }
-    }
-
-    fn finish_ping(&mut self, nonce: u64, result: Result<Duration, Error>) {
-        if let Some(ping) = self.pings.get_mut(&nonce) {
-            *ping = Ping::Done(result);
-            self.ping_events = true;
-        }
-    }
-
-    fn fail_pings(&mut self, error: &Error) {
-        for ping in self.pings.values_mut() {
-            if !matches!(ping, Ping::Done(_)) {
-                *ping = Ping::Done(Err(error.clone()));
-            }
-        }
-        self.ping_events = true;
     }
 
     #[cfg(test)]

@@ -53,7 +53,10 @@ impl Keys {
             let input = [KEY_LABEL, &[direction], session.as_bytes(), &route.0].concat();
             *blake3::keyed_hash(psk.as_bytes(), &input).as_bytes()
         };
-        Keys { call: one(0), reply: one(1) }
+        Keys {
+            call: one(0),
+            reply: one(1),
+        }
     }
 
     fn mac(&self, direction: Direction, message: &[u8]) -> [u8; MAC] {
@@ -95,7 +98,10 @@ impl Header {
         }
         let (session, rest) = rest.split_first_chunk::<16>()?;
         let (number, _) = rest.split_first_chunk::<8>()?;
-        Some(Header { session: SessionId::from_bytes(*session), number: u64::from_be_bytes(*number) })
+        Some(Header {
+            session: SessionId::from_bytes(*session),
+            number: u64::from_be_bytes(*number),
+        })
     }
 }
 
@@ -103,26 +109,67 @@ impl Header {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Frame {
     /// Starts the session if it is new. In every call until the first proved reply.
-    Hello { features: u64 },
+    Hello {
+        features: u64,
+    },
     /// How large the reply may be, how long it may wait for data, and the call below which every reply has arrived or was named lost.
-    Ask { reply_max: u64, hold_ms: u64, settled: u64 },
+    Ask {
+        reply_max: u64,
+        hold_ms: u64,
+        settled: u64,
+    },
     /// How much waits to be sent, when to ask again, and how long this reply was held.
-    Next { backlog: u64, wait_ms: u64, held_ms: u64 },
-    Open { stream: u64, protocol: u16 },
-    Data { stream: u64, offset: u64, fin: bool, bytes: Bytes },
+    Next {
+        backlog: u64,
+        wait_ms: u64,
+        held_ms: u64,
+    },
+    Open {
+        stream: u64,
+        protocol: u16,
+    },
+    Data {
+        stream: u64,
+        offset: u64,
+        fin: bool,
+        bytes: Bytes,
+    },
     /// Everything below `offset` and in `ranges` has arrived; bytes up to `window` are welcome.
-    Ack { stream: u64, offset: u64, window: u64, ranges: Vec<Range<u64>> },
-    Reset { stream: u64, code: u64 },
-    Stop { stream: u64, code: u64 },
+    Ack {
+        stream: u64,
+        offset: u64,
+        window: u64,
+        ranges: Vec<Range<u64>>,
+    },
+    Reset {
+        stream: u64,
+        code: u64,
+    },
+    Stop {
+        stream: u64,
+        code: u64,
+    },
     /// The stream was not accepted, for want of room.
-    Refuse { stream: u64 },
-    Ping { nonce: u64 },
-    Pong { nonce: u64 },
+    Refuse {
+        stream: u64,
+    },
+    Ping {
+        nonce: u64,
+    },
+    Pong {
+        nonce: u64,
+    },
     /// Calls whose replies did not arrive.
-    Lost { calls: Vec<Range<u64>> },
-    Close { code: u64 },
+    Lost {
+        calls: Vec<Range<u64>>,
+    },
+    Close {
+        code: u64,
+    },
     /// Nothing of the call was looked at; ask again later.
-    Busy { wait_ms: u64 },
+    Busy {
+        wait_ms: u64,
+    },
 }
 
 mod kind {
@@ -171,7 +218,10 @@ impl Builder {
         buf.push(VERSION);
         buf.extend_from_slice(session.as_bytes());
         buf.extend_from_slice(&number.to_be_bytes());
-        Builder { buf, limit: max_message.max(HEADER + MAC) - MAC }
+        Builder {
+            buf,
+            limit: max_message.max(HEADER + MAC) - MAC,
+        }
     }
 
     /// Lets the message be longer by this.
@@ -206,7 +256,8 @@ impl Builder {
 
     /// Adds a data frame of the bytes in both slices. The caller has made sure of [`DATA_HEADER`] and the bytes in [`room`](Self::room).
     pub fn push_data(&mut self, stream: u64, offset: u64, fin: bool, (head, tail): (&[u8], &[u8])) {
-        self.buf.reserve(DATA_HEADER + head.len() + tail.len() + MAC);
+        self.buf
+            .reserve(DATA_HEADER + head.len() + tail.len() + MAC);
         let start = begin(&mut self.buf, kind::DATA);
         put_varint(&mut self.buf, stream);
         put_varint(&mut self.buf, offset);
@@ -230,7 +281,8 @@ fn begin(buf: &mut Vec<u8>, kind: u8) -> usize {
 }
 
 fn end(buf: &mut [u8], start: usize) {
-    let len = u16::try_from(buf.len() - start).expect("a frame is shorter than a message of 32,768 bytes");
+    let len = u16::try_from(buf.len() - start)
+        .expect("a frame is shorter than a message of 32,768 bytes");
     buf[start - 2..start].copy_from_slice(&len.to_be_bytes());
 }
 
@@ -245,16 +297,36 @@ impl Frame {
         };
         let start = match self {
             Frame::Hello { features } => put(buf, kind::HELLO, &[*features]),
-            Frame::Ask { reply_max, hold_ms, settled } => put(buf, kind::ASK, &[*reply_max, *hold_ms, *settled]),
-            Frame::Next { backlog, wait_ms, held_ms } => put(buf, kind::NEXT, &[*backlog, *wait_ms, *held_ms]),
-            Frame::Open { stream, protocol } => put(buf, kind::OPEN, &[*stream, u64::from(*protocol)]),
-            Frame::Data { stream, offset, fin, bytes } => {
+            Frame::Ask {
+                reply_max,
+                hold_ms,
+                settled,
+            } => put(buf, kind::ASK, &[*reply_max, *hold_ms, *settled]),
+            Frame::Next {
+                backlog,
+                wait_ms,
+                held_ms,
+            } => put(buf, kind::NEXT, &[*backlog, *wait_ms, *held_ms]),
+            Frame::Open { stream, protocol } => {
+                put(buf, kind::OPEN, &[*stream, u64::from(*protocol)])
+            }
+            Frame::Data {
+                stream,
+                offset,
+                fin,
+                bytes,
+            } => {
                 let start = put(buf, kind::DATA, &[*stream, *offset]);
                 buf.push(u8::from(*fin));
                 buf.extend_from_slice(bytes);
                 start
             }
-            Frame::Ack { stream, offset, window, ranges } => {
+            Frame::Ack {
+                stream,
+                offset,
+                window,
+                ranges,
+            } => {
                 let start = put(buf, kind::ACK, &[*stream, *offset, *window]);
                 let mut at = *offset;
                 for range in ranges {
@@ -287,14 +359,19 @@ impl Frame {
 
     /// Reads the frames of a proved message. Frames of unknown type are skipped, and so is what follows the known fields of a frame.
     pub fn decode_all(message: &Bytes) -> Result<Vec<Frame>, Violation> {
-        let end = message.len().checked_sub(MAC).ok_or(Violation("message shorter than its MAC"))?;
+        let end = message
+            .len()
+            .checked_sub(MAC)
+            .ok_or(Violation("message shorter than its MAC"))?;
         if end < HEADER {
             return Err(Violation("message shorter than its header"));
         }
         let mut rest = message.slice(HEADER..end);
         let mut frames = Vec::new();
         while !rest.is_empty() {
-            let (&[kind, high, low], _) = rest.split_first_chunk::<FRAME_HEADER>().ok_or(Violation("frame header cut short"))?;
+            let (&[kind, high, low], _) = rest
+                .split_first_chunk::<FRAME_HEADER>()
+                .ok_or(Violation("frame header cut short"))?;
             let len = usize::from(u16::from_be_bytes([high, low]));
             if rest.len() - FRAME_HEADER < len {
                 return Err(Violation("frame cut short"));
@@ -311,12 +388,23 @@ impl Frame {
     fn decode(kind: u8, body: Bytes) -> Result<Option<Frame>, Violation> {
         let mut r = Reader { rest: &body };
         let frame = match kind {
-            kind::HELLO => Frame::Hello { features: r.varint()? },
-            kind::ASK => Frame::Ask { reply_max: r.varint()?, hold_ms: r.varint()?, settled: r.varint()? },
-            kind::NEXT => Frame::Next { backlog: r.varint()?, wait_ms: r.varint()?, held_ms: r.varint()? },
+            kind::HELLO => Frame::Hello {
+                features: r.varint()?,
+            },
+            kind::ASK => Frame::Ask {
+                reply_max: r.varint()?,
+                hold_ms: r.varint()?,
+                settled: r.varint()?,
+            },
+            kind::NEXT => Frame::Next {
+                backlog: r.varint()?,
+                wait_ms: r.varint()?,
+                held_ms: r.varint()?,
+            },
             kind::OPEN => Frame::Open {
                 stream: r.varint()?,
-                protocol: u16::try_from(r.varint()?).map_err(|_| Violation("protocol number out of range"))?,
+                protocol: u16::try_from(r.varint()?)
+                    .map_err(|_| Violation("protocol number out of range"))?,
             },
             kind::DATA => {
                 let (stream, offset, flags) = (r.varint()?, r.varint()?, r.byte()?);
@@ -325,20 +413,42 @@ impl Frame {
                 if offset.checked_add(len).is_none_or(|end| end > MAX_VARINT) {
                     return Err(Violation("stream longer than 2^62 bytes"));
                 }
-                Frame::Data { stream, offset, fin: flags & 1 != 0, bytes }
+                Frame::Data {
+                    stream,
+                    offset,
+                    fin: flags & 1 != 0,
+                    bytes,
+                }
             }
             kind::ACK => {
                 let (stream, offset, window) = (r.varint()?, r.varint()?, r.varint()?);
-                Frame::Ack { stream, offset, window, ranges: r.ranges(offset)? }
+                Frame::Ack {
+                    stream,
+                    offset,
+                    window,
+                    ranges: r.ranges(offset)?,
+                }
             }
-            kind::RESET => Frame::Reset { stream: r.varint()?, code: r.varint()? },
-            kind::STOP => Frame::Stop { stream: r.varint()?, code: r.varint()? },
-            kind::REFUSE => Frame::Refuse { stream: r.varint()? },
+            kind::RESET => Frame::Reset {
+                stream: r.varint()?,
+                code: r.varint()?,
+            },
+            kind::STOP => Frame::Stop {
+                stream: r.varint()?,
+                code: r.varint()?,
+            },
+            kind::REFUSE => Frame::Refuse {
+                stream: r.varint()?,
+            },
             kind::PING => Frame::Ping { nonce: r.varint()? },
             kind::PONG => Frame::Pong { nonce: r.varint()? },
-            kind::LOST => Frame::Lost { calls: r.ranges(0)? },
+            kind::LOST => Frame::Lost {
+                calls: r.ranges(0)?,
+            },
             kind::CLOSE => Frame::Close { code: r.varint()? },
-            kind::BUSY => Frame::Busy { wait_ms: r.varint()? },
+            kind::BUSY => Frame::Busy {
+                wait_ms: r.varint()?,
+            },
             _ => return Ok(None),
         };
         Ok(Some(frame))
@@ -367,7 +477,10 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn byte(&mut self) -> Result<u8, Violation> {
-        let (&byte, rest) = self.rest.split_first().ok_or(Violation("frame too short"))?;
+        let (&byte, rest) = self
+            .rest
+            .split_first()
+            .ok_or(Violation("frame too short"))?;
         self.rest = rest;
         Ok(byte)
     }
@@ -386,8 +499,12 @@ impl Reader<'_> {
         let mut ranges = Vec::new();
         let mut at = from;
         while !self.rest.is_empty() {
-            let start = at.checked_add(self.varint()?).ok_or(Violation("range out of bounds"))?;
-            let end = start.checked_add(self.varint()?).ok_or(Violation("range out of bounds"))?;
+            let start = at
+                .checked_add(self.varint()?)
+                .ok_or(Violation("range out of bounds"))?;
+            let end = start
+                .checked_add(self.varint()?)
+                .ok_or(Violation("range out of bounds"))?;
             if end > MAX_VARINT {
                 return Err(Violation("range out of bounds"));
             }

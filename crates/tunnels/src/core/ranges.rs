@@ -25,7 +25,10 @@ impl RangeSet {
     }
 
     pub fn contains(&self, value: u64) -> bool {
-        self.ranges.range(..=value).next_back().is_some_and(|(_, &end)| value < end)
+        self.ranges
+            .range(..=value)
+            .next_back()
+            .is_some_and(|(_, &end)| value < end)
     }
 
     /// The lowest range.
@@ -79,7 +82,11 @@ impl RangeSet {
     pub fn missing_in(&self, range: Range<u64>) -> Vec<Range<u64>> {
         let mut missing = Vec::new();
         let mut at = range.start;
-        let from = self.ranges.range(..=range.start).next_back().map_or(range.start, |(&start, _)| start);
+        let from = self
+            .ranges
+            .range(..=range.start)
+            .next_back()
+            .map_or(range.start, |(&start, _)| start);
         for (&start, &end) in self.ranges.range(from..) {
             if start >= range.end {
                 break;
@@ -100,9 +107,13 @@ impl RangeSet {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    use super::super::fixed;
     use std::collections::BTreeSet;
 
     proptest! {
+        #![proptest_config(fixed(256))]
+
         #[test]
         fn behaves_like_a_set_of_numbers(ops in proptest::collection::vec((any::<bool>(), 0u64..60, 0u64..12), 0..40), probe in 0u64..60, len in 0u64..20) {
             let (mut ranges, mut model) = (RangeSet::default(), BTreeSet::new());

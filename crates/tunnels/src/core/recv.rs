@@ -56,7 +56,11 @@ impl RecvBuffer {
     /// What arrived beyond the first gap, at most `max` ranges.
     pub fn beyond(&self, max: usize) -> Vec<Range<u64>> {
         let contiguous = self.contiguous();
-        self.arrived.iter().filter(|r| r.start > contiguous).take(max).collect()
+        self.arrived
+            .iter()
+            .filter(|r| r.start > contiguous)
+            .take(max)
+            .collect()
     }
 
     /// Whether every byte up to the end has arrived.
@@ -71,11 +75,21 @@ impl RecvBuffer {
 
     /// Whether a read would return something: bytes or the end.
     pub fn is_readable(&self) -> bool {
-        self.is_at_end() || self.pieces.first_key_value().is_some_and(|(&offset, _)| offset == self.read)
+        self.is_at_end()
+            || self
+                .pieces
+                .first_key_value()
+                .is_some_and(|(&offset, _)| offset == self.read)
     }
 
     /// Takes bytes that arrived. Those that were there already are dropped. Returns how many bytes are held more than before.
-    pub fn insert(&mut self, offset: u64, bytes: Bytes, fin: bool, window: u64) -> Result<usize, Violation> {
+    pub fn insert(
+        &mut self,
+        offset: u64,
+        bytes: Bytes,
+        fin: bool,
+        window: u64,
+    ) -> Result<usize, Violation> {
         let end = offset + bytes.len() as u64;
         if fin {
             if self.size.is_some_and(|size| size != end) || self.highest > end {
@@ -94,7 +108,11 @@ impl RecvBuffer {
             let start = usize::try_from(missing.start - offset).unwrap_or(usize::MAX);
             let stop = usize::try_from(missing.end - offset).unwrap_or(usize::MAX);
             let piece = bytes.slice(start..stop);
-            let piece = if piece.len() < SMALL { Bytes::copy_from_slice(&piece) } else { piece };
+            let piece = if piece.len() < SMALL {
+                Bytes::copy_from_slice(&piece)
+            } else {
+                piece
+            };
             self.held += piece.len();
             self.pieces.insert(missing.start, piece);
         }
@@ -110,7 +128,10 @@ impl RecvBuffer {
 
     /// The next bytes in order, at most `max`; `None` when there are none (yet).
     pub fn read(&mut self, max: usize) -> Option<Bytes> {
-        let mut piece = self.pieces.first_entry().filter(|piece| *piece.key() == self.read && max > 0)?;
+        let mut piece = self
+            .pieces
+            .first_entry()
+            .filter(|piece| *piece.key() == self.read && max > 0)?;
         let bytes = if piece.get().len() <= max {
             piece.remove()
         } else {
@@ -165,7 +186,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    use super::super::fixed;
+
     proptest! {
+        #![proptest_config(fixed(256))]
+
         /// Whatever the order, the overlaps and the sizes of reads: each byte comes out once and in order.
         #[test]
         fn puts_pieces_in_order(
@@ -198,26 +223,56 @@ mod tests {
     fn tiny_pieces_are_joined() {
         let mut buffer = RecvBuffer::default();
         for i in 0..20_000u64 {
-            buffer.insert(i, Bytes::from(vec![u8::try_from(i % 256).unwrap()]), false, 1 << 20).unwrap();
+            buffer
+                .insert(
+                    i,
+                    Bytes::from(vec![u8::try_from(i % 256).unwrap()]),
+                    false,
+                    1 << 20,
+                )
+                .unwrap();
         }
-        assert!(buffer.pieces.len() <= 2 * JOIN_AT, "{} pieces", buffer.pieces.len());
+        assert!(
+            buffer.pieces.len() <= 2 * JOIN_AT,
+            "{} pieces",
+            buffer.pieces.len()
+        );
         assert_eq!(buffer.len(), 20_000);
         let mut out = Vec::new();
         while let Some(bytes) = buffer.read(usize::MAX) {
             out.extend_from_slice(&bytes);
         }
-        assert!(out.iter().enumerate().all(|(i, &b)| usize::from(b) == i % 256) && out.len() == 20_000);
+        assert!(
+            out.iter()
+                .enumerate()
+                .all(|(i, &b)| usize::from(b) == i % 256)
+                && out.len() == 20_000
+        );
     }
 
     #[test]
     fn refuses_what_breaks_the_rules() {
         let mut buffer = RecvBuffer::default();
-        assert_eq!(buffer.insert(0, Bytes::from_static(b"abcd"), false, 3), Err(Violation("data beyond the window")));
-        buffer.insert(0, Bytes::from_static(b"abcd"), true, 8).unwrap();
-        assert_eq!(buffer.insert(4, Bytes::from_static(b"e"), false, 8), Err(Violation("data behind the end of the stream")));
-        assert_eq!(buffer.insert(0, Bytes::from_static(b"abc"), true, 8), Err(Violation("end of stream moved")));
+        assert_eq!(
+            buffer.insert(0, Bytes::from_static(b"abcd"), false, 3),
+            Err(Violation("data beyond the window"))
+        );
+        buffer
+            .insert(0, Bytes::from_static(b"abcd"), true, 8)
+            .unwrap();
+        assert_eq!(
+            buffer.insert(4, Bytes::from_static(b"e"), false, 8),
+            Err(Violation("data behind the end of the stream"))
+        );
+        assert_eq!(
+            buffer.insert(0, Bytes::from_static(b"abc"), true, 8),
+            Err(Violation("end of stream moved"))
+        );
         let mut gaps = RecvBuffer::default();
-        let refused = (0..=MAX_GAPS as u64).find_map(|i| gaps.insert(2 * i, Bytes::from_static(b"x"), false, u64::MAX).err());
+        let refused = (0..=MAX_GAPS as u64).find_map(|i| {
+            gaps.insert(2 * i, Bytes::from_static(b"x"), false, u64::MAX)
+                .err()
+        });
         assert_eq!(refused, Some(Violation("too many gaps")));
     }
 }

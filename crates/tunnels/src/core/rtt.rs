@@ -18,7 +18,10 @@ impl Rtt {
         self.backoff = 0;
         self.smooth = Some(match self.smooth {
             None => (rtt, rtt / 2),
-            Some((smooth, variation)) => ((smooth * 7 + rtt) / 8, (variation * 3 + smooth.abs_diff(rtt)) / 4),
+            Some((smooth, variation)) => (
+                (smooth * 7 + rtt) / 8,
+                (variation * 3 + smooth.abs_diff(rtt)) / 4,
+            ),
         });
     }
 
@@ -33,7 +36,9 @@ impl Rtt {
 
     /// How long to wait for a reply that is not held, at most `limit`.
     pub fn rto(&self, limit: Duration) -> Duration {
-        let base = self.smooth.map_or(INITIAL, |(smooth, variation)| smooth + 4 * variation);
+        let base = self
+            .smooth
+            .map_or(INITIAL, |(smooth, variation)| smooth + 4 * variation);
         (base.max(MIN_RTO) * (1 << self.backoff)).min(limit)
     }
 

@@ -41,7 +41,11 @@ impl SendBuffer {
 
     /// Drops everything.
     pub fn clear(&mut self) {
-        *self = SendBuffer { base: self.end(), next: self.end(), ..SendBuffer::default() };
+        *self = SendBuffer {
+            base: self.end(),
+            next: self.end(),
+            ..SendBuffer::default()
+        };
     }
 
     /// Bytes that could be sent now if the other side takes those below `window`.
@@ -82,11 +86,18 @@ impl SendBuffer {
 
     /// The bytes of a range that was taken.
     pub fn slices(&self, range: &Range<u64>) -> (&[u8], &[u8]) {
-        let clip = |offset: u64| usize::try_from(offset.saturating_sub(self.base)).unwrap_or(usize::MAX).min(self.bytes.len());
+        let clip = |offset: u64| {
+            usize::try_from(offset.saturating_sub(self.base))
+                .unwrap_or(usize::MAX)
+                .min(self.bytes.len())
+        };
         let (start, end) = (clip(range.start), clip(range.end));
         let (head, tail) = self.bytes.as_slices();
         let split = head.len();
-        (&head[start.min(split)..end.min(split)], &tail[start.saturating_sub(split)..end.saturating_sub(split)])
+        (
+            &head[start.min(split)..end.min(split)],
+            &tail[start.saturating_sub(split)..end.saturating_sub(split)],
+        )
     }
 
     /// The range arrived. Returns how many bytes were freed.
@@ -97,11 +108,15 @@ impl SendBuffer {
         }
         self.lost.remove(range.clone());
         self.acked.insert(range);
-        let Some(first) = self.acked.first() else { return 0 };
+        let Some(first) = self.acked.first() else {
+            return 0;
+        };
         if first.start != self.base {
             return 0;
         }
-        let freed = usize::try_from(first.end - self.base).unwrap_or(usize::MAX).min(self.bytes.len());
+        let freed = usize::try_from(first.end - self.base)
+            .unwrap_or(usize::MAX)
+            .min(self.bytes.len());
         self.bytes.drain(..freed);
         self.acked.remove(first.clone());
         self.base = first.end;

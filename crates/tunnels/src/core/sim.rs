@@ -72,20 +72,42 @@ pub struct Link {
     pub late: u64,
     /// Replies that are damaged, in percent.
     pub junk: u64,
+    /// Replies that arrive longer than Veilid allows, in percent.
+    pub oversize: u64,
     /// How long the server's application thinks before it answers.
     pub think: Duration,
 }
 
 impl Default for Link {
     fn default() -> Self {
-        Link { latency: 20 * MS, jitter: Duration::ZERO, lose_calls: 0, lose_replies: 0, duplicate: 0, late: 0, junk: 0, think: Duration::ZERO }
+        Link {
+            latency: 20 * MS,
+            jitter: Duration::ZERO,
+            lose_calls: 0,
+            lose_replies: 0,
+            duplicate: 0,
+            late: 0,
+            junk: 0,
+            oversize: 0,
+            think: Duration::ZERO,
+        }
     }
 }
 
 enum Ev {
-    Call { number: u64, route: RouteTag, message: Bytes },
-    Reply { number: u64, message: Bytes },
-    Fail { number: u64, failure: CallFailure },
+    Call {
+        number: u64,
+        route: RouteTag,
+        message: Bytes,
+    },
+    Reply {
+        number: u64,
+        message: Bytes,
+    },
+    Fail {
+        number: u64,
+        failure: CallFailure,
+    },
     Route,
 }
 
@@ -122,6 +144,7 @@ pub struct Sim {
     pub client: ClientCore,
     pub server: ServerCore,
     pub listener: ListenerId,
+    reply_max: usize,
     pub tasks: Vec<Task>,
     apps: Vec<App>,
     events: BTreeMap<(Now, u64), Ev>,
@@ -167,6 +190,7 @@ impl Sim {
             now: Duration::from_secs(1_000),
             rng: Rng(seed),
             link,
+            reply_max: client.max_message,
             client: ClientCore::new(psk, client, ids(seed)),
             server: core,
             listener,
@@ -188,7 +212,17 @@ impl Sim {
     /// Opens a stream, sends `data` and the end, and reads the answer. Returns the number of the task.
     pub fn start(&mut self, protocol: u16, data: Vec<u8>) -> usize {
         let id = self.client.open(protocol, self.now).unwrap();
-        self.tasks.push(Task { id, send: data, sent: 0, finish: true, reading: true, got: Vec::new(), end: None, send_end: None, done_at: None });
+        self.tasks.push(Task {
+            id,
+            send: data,
+            sent: 0,
+            finish: true,
+            reading: true,
+            got: Vec::new(),
+            end: None,
+            send_end: None,
+            done_at: None,
+        });
         self.tasks.len() - 1
     }
 
@@ -204,7 +238,12 @@ impl Sim {
 
     fn delay(&mut self) -> Duration {
         let jitter = u64::try_from(self.link.jitter.as_micros()).unwrap();
-        self.link.latency + Duration::from_micros(if jitter == 0 { 0 } else { self.rng.next() % jitter })
+        self.link.latency
+            + Duration::from_micros(if jitter == 0 {
+                0
+            } else {
+                self.rng.next() % jitter
+            })
     }
 
     /// Brings a reply that the test got from the server on its way.
@@ -213,8 +252,15 @@ impl Sim {
     }
 
     fn reply(&mut self, token: u64, mut message: Vec<u8>) {
-        assert!(message.len() <= crate::MAX_MESSAGE, "reply of {} bytes", message.len());
-        let Some(number) = self.tokens.remove(&token) else { panic!("answered twice") };
+        assert!(
+            message.len() <= self.reply_max,
+            "reply of {} bytes to a call that allows {}",
+            message.len(),
+            self.reply_max
+        );
+        let Some(number) = self.tokens.remove(&token) else {
+            panic!("answered twice")
+        };
         if self.rng.chance(self.link.lose_replies) {
             return;
         }
@@ -225,11 +271,20 @@ impl Sim {
                 message.truncate(at);
             }
         }
+        if self.rng.chance(self.link.oversize) {
+            message.resize(crate::MAX_MESSAGE + 1, 0);
+        }
         let mut delay = self.delay();
         if self.rng.chance(self.link.late) {
             delay += 3_500 * MS;
         }
-        self.schedule(self.now + delay, Ev::Reply { number, message: message.into() });
+        self.schedule(
+            self.now + delay,
+            Ev::Reply {
+                number,
+                message: message.into(),
+            },
+        );
     }
 
     fn pump(&mut self) {
@@ -238,21 +293,48 @@ impl Sim {
             while let Some(call) = self.client.poll(self.now) {
                 progress = true;
                 self.calls += 1;
-                assert!(call.message.len() <= crate::MAX_MESSAGE, "call of {} bytes", call.message.len());
+                assert!(
+                    call.message.len() <= crate::MAX_MESSAGE,
+                    "call of {} bytes",
+                    call.message.len()
+                );
                 let tag = self.published_to_client();
-                self.schedule(self.now + 5_000 * MS, Ev::Fail { number: call.number, failure: CallFailure::Timeout });
-                let times = if self.rng.chance(self.link.duplicate) { 2 } else { 1 };
+                self.schedule(
+                    self.now + 5_000 * MS,
+                    Ev::Fail {
+                        number: call.number,
+                        failure: CallFailure::Timeout,
+                    },
+                );
+                let times = if self.rng.chance(self.link.duplicate) {
+                    2
+                } else {
+                    1
+                };
                 for _ in 0..times {
                     if !self.rng.chance(self.link.lose_calls) {
                         let at = self.now + self.delay();
-                        self.schedule(at, Ev::Call { number: call.number, route: tag, message: call.message.clone().into() });
+                        self.schedule(
+                            at,
+                            Ev::Call {
+                                number: call.number,
+                                route: tag,
+                                message: call.message.clone().into(),
+                            },
+                        );
                     }
                 }
             }
             if self.client.route_need().is_some() && !self.asked_route {
                 self.asked_route = true;
                 self.route_requests += 1;
-                let wait = if self.client.route_need() == Some(RouteNeed::Missing) && self.route_requests == 1 { Duration::ZERO } else { 400 * MS };
+                let wait = if self.client.route_need() == Some(RouteNeed::Missing)
+                    && self.route_requests == 1
+                {
+                    Duration::ZERO
+                } else {
+                    400 * MS
+                };
                 self.schedule(self.now + wait, Ev::Route);
             }
             for (token, reply) in self.server.poll(self.now) {
@@ -311,7 +393,11 @@ impl Sim {
             progress = true;
             if let Event::Opened(id) = event {
                 self.server.accepted(self.listener);
-                let protocol = self.server.with(&key, |streams| streams.protocol(id)).unwrap().unwrap();
+                let protocol = self
+                    .server
+                    .with(&key, |streams| streams.protocol(id))
+                    .unwrap()
+                    .unwrap();
                 self.apps.push(App {
                     key,
                     id,
@@ -352,7 +438,9 @@ impl Sim {
                 match streams.read(id, 9_999, now) {
                     Ok(None) => break,
                     Ok(Some(bytes)) if bytes.is_empty() => app.input_ended = true,
-                    Ok(Some(bytes)) if app.protocol == protocol::ECHO => app.output.extend_from_slice(&bytes),
+                    Ok(Some(bytes)) if app.protocol == protocol::ECHO => {
+                        app.output.extend_from_slice(&bytes)
+                    }
                     Ok(Some(bytes)) => {
                         app.input.extend_from_slice(&bytes);
                         if app.protocol == protocol::STOP {
@@ -373,12 +461,17 @@ impl Sim {
                 app.answer_at = Some(now + think);
                 app.output.extend(match app.protocol {
                     protocol::COUNT => (app.input.len() as u64).to_be_bytes().to_vec(),
-                    protocol::SOURCE => Sim::source(id, usize::try_from(u64::from_be_bytes(app.input[..].try_into().unwrap())).unwrap()),
+                    protocol::SOURCE => Sim::source(
+                        id,
+                        usize::try_from(u64::from_be_bytes(app.input[..].try_into().unwrap()))
+                            .unwrap(),
+                    ),
                     protocol::RESET => vec![1; 10_000],
                     _ => Vec::new(),
                 });
             }
-            let may_write = app.protocol == protocol::ECHO || app.answer_at.is_some_and(|at| at <= now);
+            let may_write =
+                app.protocol == protocol::ECHO || app.answer_at.is_some_and(|at| at <= now);
             while app.send_open && may_write && app.written < app.output.len() {
                 let end = app.output.len().min(app.written + 16_384);
                 match streams.write(id, &app.output[app.written..end], now) {
@@ -392,7 +485,10 @@ impl Sim {
                 }
                 progress = true;
             }
-            if app.send_open && app.answer_at.is_some_and(|at| at <= now) && app.written == app.output.len() {
+            if app.send_open
+                && app.answer_at.is_some_and(|at| at <= now)
+                && app.written == app.output.len()
+            {
                 if app.protocol == protocol::RESET {
                     streams.reset(id, 9, now);
                 }
@@ -413,13 +509,26 @@ impl Sim {
     fn step(&mut self, end: Now) -> bool {
         self.pump();
         let mut next = self.events.keys().next().map(|&(at, _)| at);
-        let thinking = self.apps.iter().filter_map(|app| app.answer_at.filter(|&at| at > self.now)).min();
-        for wake in [self.client.next_wake(self.now), self.server.next_wake(), thinking].into_iter().flatten() {
+        let thinking = self
+            .apps
+            .iter()
+            .filter_map(|app| app.answer_at.filter(|&at| at > self.now))
+            .min();
+        for wake in [
+            self.client.next_wake(self.now),
+            self.server.next_wake(),
+            thinking,
+        ]
+        .into_iter()
+        .flatten()
+        {
             next = Some(next.map_or(wake, |next| next.min(wake)));
         }
         let Some(next) = next else { return false };
         // A wake that has nothing to do must not stop the clock.
-        self.now = next.max(self.now + Duration::from_micros(1)).min(end.max(self.now));
+        self.now = next
+            .max(self.now + Duration::from_micros(1))
+            .min(end.max(self.now));
         while let Some((&(at, seq), _)) = self.events.iter().next() {
             if at > self.now {
                 break;
@@ -432,7 +541,11 @@ impl Sim {
 
     fn happen(&mut self, event: Ev) {
         match event {
-            Ev::Call { number, route, message } => {
+            Ev::Call {
+                number,
+                route,
+                message,
+            } => {
                 if !self.alive.contains(&route) {
                     return;
                 }
@@ -463,7 +576,11 @@ impl Sim {
             if done(self) {
                 return self.now - start;
             }
-            assert!(self.now - start < limit, "not done after {:?}", self.now - start);
+            assert!(
+                self.now - start < limit,
+                "not done after {:?}",
+                self.now - start
+            );
             assert!(self.step(Now::MAX), "stuck after {:?}", self.now - start);
         }
     }

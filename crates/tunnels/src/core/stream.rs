@@ -99,9 +99,15 @@ impl Stream {
     /// Whether neither the application nor the other side can do anything more with the stream.
     /// `acks_end`: whether this side has to tell the other that the end arrived.
     pub fn is_over(&self, acks_end: bool) -> bool {
-        self.send.dropped
-            && self.recv.dropped
-            && (self.failed.is_some() || (self.open == Delivery::Delivered && self.send.is_done() && self.recv.is_done(acks_end)))
+        self.send.dropped && self.recv.dropped && self.is_settled(acks_end)
+    }
+
+    /// Whether both sides know all that there is to know of the stream.
+    pub fn is_settled(&self, acks_end: bool) -> bool {
+        self.failed.is_some()
+            || (self.open == Delivery::Delivered
+                && self.send.is_done()
+                && self.recv.is_done(acks_end))
     }
 
     /// Whether nothing is to be expected from the other side any more, so that nobody has to ask.
@@ -119,26 +125,35 @@ impl SendHalf {
     fn has_data(&self) -> bool {
         self.reset.is_none()
             && self.stopped.is_none()
-            && (self.buffer.has_sendable(self.window) || (self.fin == Some(Delivery::Pending) && !self.buffer.is_blocked(self.window)))
+            && (self.buffer.has_sendable(self.window)
+                || (self.fin == Some(Delivery::Pending) && !self.buffer.is_blocked(self.window)))
     }
 
     /// Whether the other side needs nothing more of this half.
     pub fn is_done(&self) -> bool {
         self.stopped.is_some()
             || matches!(self.reset, Some((_, Delivery::Delivered)))
-            || (self.reset.is_none() && self.fin == Some(Delivery::Delivered) && self.buffer.is_empty())
+            || (self.reset.is_none()
+                && self.fin == Some(Delivery::Delivered)
+                && self.buffer.is_empty())
     }
 }
 
 impl RecvHalf {
     /// Whether nothing more can arrive that is wanted.
     pub fn has_ended(&self) -> bool {
-        self.reset.is_some() || self.buffer.is_complete() || self.stop.is_some_and(|(_, delivery)| delivery == Delivery::Delivered)
+        self.reset.is_some()
+            || self.buffer.is_complete()
+            || self
+                .stop
+                .is_some_and(|(_, delivery)| delivery == Delivery::Delivered)
     }
 
     fn is_done(&self, acks_end: bool) -> bool {
         self.reset.is_some()
-            || self.stop.is_some_and(|(_, delivery)| delivery == Delivery::Delivered)
+            || self
+                .stop
+                .is_some_and(|(_, delivery)| delivery == Delivery::Delivered)
             || (self.buffer.is_complete() && (self.end_acked || !acks_end))
     }
 }

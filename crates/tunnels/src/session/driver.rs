@@ -10,7 +10,7 @@ use veilid_core::{RouteId, Target, VeilidAPIError};
 
 use super::Shared;
 use crate::core::client::{CallFailure, RouteNeed, Transmit};
-use crate::node::{error_kind, route_tag};
+use crate::node::{RouteSide, error_kind, route_tag};
 use crate::{Result, RouteSource};
 
 /// How long a route source may think.
@@ -23,6 +23,7 @@ type Search = Pin<Box<dyn Future<Output = Result<Vec<u8>>> + Send>>;
 struct Route {
     id: RouteId,
     blob: Vec<u8>,
+    died: Arc<Notify>,
 }
 
 struct Driver {
@@ -30,8 +31,6 @@ struct Driver {
     source: Arc<dyn RouteSource>,
     calls: JoinSet<Outcome>,
     route: Option<Route>,
-    /// The route in use was reported dead.
-    died: Arc<Notify>,
     search: Option<Search>,
     /// Searches since the other side was last heard.
     attempts: u32,
@@ -45,13 +44,14 @@ pub(super) async fn run(shared: Arc<Shared>, source: Arc<dyn RouteSource>) {
         source,
         calls: JoinSet::new(),
         route: None,
-        died: Arc::new(Notify::new()),
         search: None,
         attempts: 0,
         imported_again: false,
     };
     driver.run().await;
     driver.drop_route();
+    // Veilid does not like its futures to be dropped half-way; each ends within its own timeout.
+    driver.calls.detach_all();
 }
 
 impl Driver {
@@ -61,7 +61,13 @@ impl Driver {
         loop {
             let (calls, need, wake, closed, last_heard) = self.shared.act(|state, now| {
                 let calls: Vec<Transmit> = std::iter::from_fn(|| state.core.poll(now)).collect();
-                (calls, state.core.route_need(), state.core.next_wake(now), state.core.is_closed(), state.core.last_heard())
+                (
+                    calls,
+                    state.core.route_need(),
+                    state.core.next_wake(now),
+                    state.core.is_closed(),
+                    state.core.last_heard(),
+                )
             });
             for call in calls {
                 self.call(call);
@@ -91,6 +97,12 @@ impl Driver {
                     None => std::future::pending().await,
                 }
             };
+            let died = async {
+                match &self.route {
+                    Some(route) => route.died.notified().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 Some(done) = self.calls.join_next() => {
                     self.finished(done);
@@ -102,7 +114,7 @@ impl Driver {
                     self.search = None;
                     self.found(found);
                 }
-                () = self.died.notified() => {
+                () = died => {
                     tracing::debug!("the route of a session died");
                     // Another is asked for at once.
                     self.imported_again = true;
@@ -176,6 +188,11 @@ impl Driver {
             self.search = Some(Box::pin(async move { Ok(blob) }));
             return;
         }
+        tracing::debug!(
+            ?need,
+            attempts = self.attempts,
+            "a session looks for a route"
+        );
         let source = self.source.clone();
         let most = self.shared.node.limits.route_backoff;
         let pause = match self.attempts {
@@ -195,15 +212,18 @@ impl Driver {
     fn found(&mut self, found: Result<Vec<u8>>) {
         let node = &self.shared.node;
         let imported = found.map_err(|error| error.to_string()).and_then(|blob| {
-            let id = node.import(&blob).map_err(|error| format!("a route that Veilid does not take: {}", error_kind(&error)))?;
-            Ok(Route { id, blob })
+            let id = node.import(&blob).map_err(|error| {
+                format!("a route that Veilid does not take: {}", error_kind(&error))
+            })?;
+            let died = node.watch(RouteSide::Remote, &id);
+            Ok(Route { id, blob, died })
         });
         match imported {
             Ok(route) => {
                 let tag = route_tag(&route.id);
-                node.watch(&route.id, &self.died);
                 self.drop_route();
                 self.route = Some(route);
+                tracing::debug!("a session has a route");
                 self.shared.act(|state, now| state.core.set_route(tag, now));
             }
             Err(reason) => {
@@ -215,7 +235,9 @@ impl Driver {
 
     fn drop_route(&mut self) {
         if let Some(route) = self.route.take() {
-            self.shared.node.unwatch(&route.id, &self.died);
+            self.shared
+                .node
+                .unwatch(RouteSide::Remote, &route.id, &route.died);
             self.shared.node.release_import(&route.id);
         }
     }
@@ -228,7 +250,9 @@ fn failure(error: VeilidAPIError) -> CallFailure {
         | VeilidAPIError::NoConnection { .. }
         | VeilidAPIError::InvalidArgument { .. }
         | VeilidAPIError::ParseError { .. } => CallFailure::NoRoute,
-        VeilidAPIError::NotInitialized | VeilidAPIError::Shutdown => CallFailure::Fatal("the node has shut down".into()),
+        VeilidAPIError::NotInitialized | VeilidAPIError::Shutdown => {
+            CallFailure::Fatal("the node has shut down".into())
+        }
         _ => CallFailure::Local,
     }
 }

@@ -154,6 +154,24 @@ fn a_confirmation_that_comes_late_leaves_the_newer_write_waiting() {
 }
 
 #[test]
+fn a_write_that_was_given_up_leaves_the_mark() {
+    let after = discard(&waiting(6));
+    assert_eq!(
+        (after.has_value(), after.is_pending(), after.confirmed),
+        (false, false, 5)
+    );
+    let (rolled_back, note) = take_in(Some(&after), &seen(4, b"old"));
+    assert_eq!(note, Some(Note::Rollback { seen: 5, got: 4 }));
+    assert!(!rolled_back.is_pending());
+    let (read, note) = take_in(Some(&after), &seen(5, b"theirs"));
+    assert_eq!(
+        (read.counter, read.sealed.as_slice(), note),
+        (5, b"theirs".as_slice(), None)
+    );
+    assert_eq!(next_counter(Some(&after)), Some(6));
+}
+
+#[test]
 fn counters_end() {
     let last = Cached {
         counter: u64::MAX,

@@ -26,7 +26,14 @@ pub(crate) struct Pace {
 impl Pace {
     pub fn new(most: usize) -> Self {
         let most = (most as f64).max(LEAST);
-        Pace { most, window: START.min(most), threshold: most, polls: 1, recovered: 0, newest: None }
+        Pace {
+            most,
+            window: START.min(most),
+            threshold: most,
+            polls: 1,
+            recovered: 0,
+            newest: None,
+        }
     }
 
     /// Begins anew on another route.
@@ -49,11 +56,29 @@ impl Pace {
 
     /// A reply came in time. `full`: it or its call was rather full; `useful`: it carried something; `wanted` and `sends`: further
     /// calls that the other side and this side could fill; `in_flight`: those that are under way.
-    #[allow(clippy::too_many_arguments, reason = "one fact each, all of them plain numbers")]
-    pub fn answered(&mut self, number: u64, full: bool, useful: bool, wanted: u64, sends: u64, in_flight: usize, took: Duration) {
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "one fact each, all of them plain numbers"
+    )]
+    pub fn answered(
+        &mut self,
+        number: u64,
+        full: bool,
+        useful: bool,
+        wanted: u64,
+        sends: u64,
+        in_flight: usize,
+        took: Duration,
+    ) {
         let could = usize::try_from(wanted.saturating_add(sends)).unwrap_or(usize::MAX);
         if full && could > in_flight && took < SLOW {
-            self.window = (self.window + if self.window < self.threshold { 1.0 } else { 1.0 / self.window }).min(self.most);
+            self.window = (self.window
+                + if self.window < self.threshold {
+                    1.0
+                } else {
+                    1.0 / self.window
+                })
+            .min(self.most);
         }
         if self.newest.is_some_and(|newest| newest > number) {
             return;
@@ -61,7 +86,11 @@ impl Pace {
         self.newest = Some(number);
         let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
         // One reply that finds little to fetch does not mean that the source has dried up: come down one by one.
-        self.polls = if wanted == 0 && !useful { self.polls.saturating_sub(1) } else { wanted.max(self.polls.saturating_sub(1)) };
+        self.polls = if wanted == 0 && !useful {
+            self.polls.saturating_sub(1)
+        } else {
+            wanted.max(self.polls.saturating_sub(1))
+        };
         self.polls = self.polls.clamp(1, self.most as usize);
     }
 

@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use super::super::fixed;
+
 use super::*;
 
 fn ranges() -> impl Strategy<Value = Vec<Range<u64>>> {
@@ -25,12 +27,35 @@ fn number() -> impl Strategy<Value = u64> {
 fn frame() -> impl Strategy<Value = Frame> {
     prop_oneof![
         number().prop_map(|features| Frame::Hello { features }),
-        (number(), number(), number()).prop_map(|(reply_max, hold_ms, settled)| Frame::Ask { reply_max, hold_ms, settled }),
-        (number(), number(), number()).prop_map(|(backlog, wait_ms, held_ms)| Frame::Next { backlog, wait_ms, held_ms }),
+        (number(), number(), number()).prop_map(|(reply_max, hold_ms, settled)| Frame::Ask {
+            reply_max,
+            hold_ms,
+            settled
+        }),
+        (number(), number(), number()).prop_map(|(backlog, wait_ms, held_ms)| Frame::Next {
+            backlog,
+            wait_ms,
+            held_ms
+        }),
         (number(), any::<u16>()).prop_map(|(stream, protocol)| Frame::Open { stream, protocol }),
-        (number(), 0u64..1 << 60, any::<bool>(), proptest::collection::vec(any::<u8>(), 0..200))
-            .prop_map(|(stream, offset, fin, bytes)| Frame::Data { stream, offset, fin, bytes: bytes.into() }),
-        (number(), number(), ranges()).prop_map(|(stream, window, ranges)| Frame::Ack { stream, offset: 0, window, ranges }),
+        (
+            number(),
+            0u64..1 << 60,
+            any::<bool>(),
+            proptest::collection::vec(any::<u8>(), 0..200)
+        )
+            .prop_map(|(stream, offset, fin, bytes)| Frame::Data {
+                stream,
+                offset,
+                fin,
+                bytes: bytes.into()
+            }),
+        (number(), number(), ranges()).prop_map(|(stream, window, ranges)| Frame::Ack {
+            stream,
+            offset: 0,
+            window,
+            ranges
+        }),
         (number(), number()).prop_map(|(stream, code)| Frame::Reset { stream, code }),
         (number(), number()).prop_map(|(stream, code)| Frame::Stop { stream, code }),
         number().prop_map(|stream| Frame::Refuse { stream }),
@@ -43,10 +68,16 @@ fn frame() -> impl Strategy<Value = Frame> {
 }
 
 fn keys() -> Keys {
-    Keys::derive(&Psk::from_bytes([1; 32]), SessionId::from_bytes([2; 16]), RouteTag([3; 32]))
+    Keys::derive(
+        &Psk::from_bytes([1; 32]),
+        SessionId::from_bytes([2; 16]),
+        RouteTag([3; 32]),
+    )
 }
 
 proptest! {
+    #![proptest_config(fixed(256))]
+
     #[test]
     fn frames_survive(frames in proptest::collection::vec(frame(), 0..20), call: u64) {
         let mut builder = Builder::new(SessionId::from_bytes([2; 16]), call, 32_768);
@@ -92,5 +123,107 @@ fn a_message_never_exceeds_its_limit() {
         let room = builder.room() - DATA_HEADER;
         builder.push_data(MAX_VARINT, 1 << 61, true, (&vec![1; room], &[]));
         assert_eq!(builder.seal(&keys(), Direction::Call).len(), 32_768);
+    }
+}
+
+/// The vectors of the specification: `name value` lines, message bytes with comments, then the frames as they print.
+mod vectors {
+    use super::*;
+
+    const SPECIFICATION: &str = include_str!("../../../../../docs/formats/tunnel.md");
+
+    fn hex(text: &str) -> Vec<u8> {
+        let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
+        digits
+            .chunks(2)
+            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+            .collect()
+    }
+
+    #[derive(Default)]
+    struct Vector {
+        psk: Vec<u8>,
+        session: Vec<u8>,
+        route: Vec<u8>,
+        call_key: Vec<u8>,
+        reply_key: Vec<u8>,
+        direction: String,
+        number: u64,
+        message: Vec<u8>,
+        frames: Vec<String>,
+    }
+
+    fn parse(block: &str) -> Vector {
+        let mut vector = Vector::default();
+        for line in block.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let (name, value) = line.split_once(' ').unwrap();
+            let value = value.split('#').next().unwrap().trim();
+            match name {
+                "psk" => vector.psk = hex(value),
+                "session" => vector.session = hex(value),
+                "route" => vector.route = hex(value),
+                "call-key" => vector.call_key = hex(value),
+                "reply-key" => vector.reply_key = hex(value),
+                "direction" => vector.direction = value.into(),
+                "number" => vector.number = value.parse().unwrap(),
+                "message" => vector.message.extend(hex(value)),
+                "frame" => vector.frames.push(value.into()),
+                other => panic!("unknown line {other:?}"),
+            }
+        }
+        vector
+    }
+
+    #[test]
+    fn of_the_specification_hold() {
+        let blocks: Vec<&str> = SPECIFICATION
+            .split("```tunnel-vector\n")
+            .skip(1)
+            .map(|rest| rest.split("```").next().unwrap())
+            .collect();
+        assert!(blocks.len() >= 5, "{} vectors", blocks.len());
+        for block in blocks {
+            let vector = parse(block);
+            let session = SessionId::from_bytes(vector.session[..].try_into().unwrap());
+            let keys = Keys::derive(
+                &Psk::from_bytes(vector.psk[..].try_into().unwrap()),
+                session,
+                RouteTag(vector.route[..].try_into().unwrap()),
+            );
+            assert_eq!(
+                (&keys.call[..], &keys.reply[..]),
+                (&vector.call_key[..], &vector.reply_key[..])
+            );
+            let (direction, other) = match &vector.direction[..] {
+                "call" => (Direction::Call, Direction::Reply),
+                "reply" => (Direction::Reply, Direction::Call),
+                other => panic!("unknown direction {other:?}"),
+            };
+            let message = Bytes::from(vector.message);
+            assert!(keys.verify(direction, &message));
+            assert!(!keys.verify(other, &message));
+            assert_eq!(
+                Header::parse(&message),
+                Some(Header {
+                    session,
+                    number: vector.number
+                })
+            );
+            let frames = Frame::decode_all(&message).unwrap();
+            assert_eq!(
+                frames
+                    .iter()
+                    .map(|frame| format!("{frame:?}"))
+                    .collect::<Vec<_>>(),
+                vector.frames
+            );
+            let mut builder = Builder::new(session, vector.number, 32_768);
+            assert!(frames.iter().all(|frame| builder.push(frame)));
+            let again = builder.seal(&keys, direction);
+            // What a reader skips is not written again.
+            if !block.contains("unknown type") {
+                assert_eq!(again, message);
+            }
+        }
     }
 }

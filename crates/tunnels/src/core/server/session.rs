@@ -20,7 +20,8 @@ const MAX_PONGS: usize = 64;
 /// The largest `Next` frame.
 const NEXT_FRAME: usize = 3 + 3 * 8;
 /// Pauses between questions to a session that has nothing to say.
-const WAITS: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(2);
+const WAITS: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(2);
 
 pub(crate) struct Session {
     id: SessionId,
@@ -70,7 +71,11 @@ impl Session {
 
     /// Whether a call of this number is new. Each counts once.
     pub fn accept_number(&mut self, number: u64) -> bool {
-        if number < self.settled || number == u64::MAX || self.taken.contains(number) || self.taken.len() > MAX_NUMBER_GAPS {
+        if number < self.settled
+            || number == u64::MAX
+            || self.taken.contains(number)
+            || self.taken.len() > MAX_NUMBER_GAPS
+        {
             return false;
         }
         self.taken.insert(number..number + 1);
@@ -78,8 +83,19 @@ impl Session {
     }
 
     /// Acts on the frames of a call.
-    pub fn take(&mut self, frames: Vec<Frame>, unaccepted: Option<&mut usize>, limits: &Limits, now: Now) -> Result<Asked, Violation> {
-        let mut asked = Asked { reply_max: limits.max_message, hold: Duration::ZERO, closes: false, lost: Vec::new() };
+    pub fn take(
+        &mut self,
+        frames: Vec<Frame>,
+        unaccepted: Option<&mut usize>,
+        limits: &Limits,
+        now: Now,
+    ) -> Result<Asked, Violation> {
+        let mut asked = Asked {
+            reply_max: limits.max_message,
+            hold: Duration::ZERO,
+            closes: false,
+            lost: Vec::new(),
+        };
         let mut settled = None;
         let mut none = limits.accept_queue;
         let unaccepted = unaccepted.unwrap_or(&mut none);
@@ -91,10 +107,19 @@ impl Session {
         };
         for frame in frames {
             match frame {
-                Frame::Hello { .. } | Frame::Next { .. } | Frame::Pong { .. } | Frame::Busy { .. } => {}
-                Frame::Ask { reply_max, hold_ms, settled: below } => {
+                Frame::Hello { .. }
+                | Frame::Next { .. }
+                | Frame::Pong { .. }
+                | Frame::Busy { .. } => {}
+                Frame::Ask {
+                    reply_max,
+                    hold_ms,
+                    settled: below,
+                } => {
                     let least = HEADER + NEXT_FRAME + MAC + 64;
-                    asked.reply_max = usize::try_from(reply_max).unwrap_or(usize::MAX).clamp(least, limits.max_message);
+                    asked.reply_max = usize::try_from(reply_max)
+                        .unwrap_or(usize::MAX)
+                        .clamp(least, limits.max_message);
                     asked.hold = Duration::from_millis(hold_ms);
                     settled = Some(below);
                 }
@@ -108,7 +133,11 @@ impl Session {
                     for range in &calls {
                         // A call that arrives after it was given up must not be answered with anything that counts.
                         self.taken.insert(range.start.max(self.settled)..range.end);
-                        let lost: Vec<u64> = self.replies.range(range.start..range.end.max(range.start)).map(|(&number, _)| number).collect();
+                        let lost: Vec<u64> = self
+                            .replies
+                            .range(range.start..range.end.max(range.start))
+                            .map(|(&number, _)| number)
+                            .collect();
                         for number in lost {
                             for item in self.replies.remove(&number).into_iter().flatten() {
                                 self.streams.lost(item, now);
@@ -154,7 +183,8 @@ impl Session {
     pub fn reply(&mut self, number: u64, reply_max: usize, held: Duration, now: Now) -> Vec<u8> {
         let mut items = Vec::new();
         let mut builder = Builder::new(self.id, number, reply_max - NEXT_FRAME);
-        self.pongs.retain(|&nonce| !builder.push(&Frame::Pong { nonce }));
+        self.pongs
+            .retain(|&nonce| !builder.push(&Frame::Pong { nonce }));
         self.streams.fill(&mut builder, &mut items);
         if !builder.is_empty() {
             self.active = now;
@@ -162,12 +192,22 @@ impl Session {
         let backlog = self.streams.backlog();
         let wait = (now.saturating_sub(self.active) / 2).clamp(*WAITS.start(), *WAITS.end());
         builder.grow(NEXT_FRAME);
-        builder.push(&Frame::Next { backlog, wait_ms: millis(wait), held_ms: millis(held) });
+        builder.push(&Frame::Next {
+            backlog,
+            wait_ms: millis(wait),
+            held_ms: millis(held),
+        });
         if !items.is_empty() {
             self.replies.insert(number, items);
         }
         while self.replies.len() > MAX_REPLIES {
-            for item in self.replies.pop_first().map(|(_, items)| items).into_iter().flatten() {
+            for item in self
+                .replies
+                .pop_first()
+                .map(|(_, items)| items)
+                .into_iter()
+                .flatten()
+            {
                 self.streams.lost(item, now);
             }
         }
