@@ -54,7 +54,19 @@ pub enum SealError {
         /// The length found, in bytes, without the header.
         len: u64,
     },
-    /// A segment does not open: it was changed, moved or swapped, or the file was cut off or extended there.
+    /// The file was cut off between two segments.
+    #[error("file ends after segment {segment}, which is not the last")]
+    Truncated {
+        /// The index of the segment at the end, from 0.
+        segment: u64,
+    },
+    /// Something was appended to the file.
+    #[error("file goes on after segment {segment}, which is the last")]
+    Trailing {
+        /// The index of the last segment, from 0.
+        segment: u64,
+    },
+    /// A segment does not open: it was changed, moved or swapped, or the file was cut off within it.
     #[error("segment {segment} is damaged")]
     Damaged {
         /// Its index, from 0.

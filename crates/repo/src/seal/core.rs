@@ -133,12 +133,18 @@ impl Unsealer {
     /// Takes sealed bytes, and appends to `output` what each segment holds that is known not to be the last.
     ///
     /// # Errors
-    /// [`SealError::Damaged`], [`SealError::TooLong`]. There is no use in going on after an error.
+    /// [`SealError::Damaged`], [`SealError::Trailing`], [`SealError::TooLong`]. There is no use in going on after an error.
     pub fn update(&mut self, mut input: &[u8], output: &mut Vec<u8>) -> Result<(), SealError> {
         while !input.is_empty() {
             if self.segment.len() == SEALED_SEGMENT {
-                self.cipher.open(self.index, false, &mut self.segment)?;
-                output.extend_from_slice(&self.segment);
+                let result = self.open_or(
+                    false,
+                    SealError::Trailing {
+                        segment: self.index,
+                    },
+                );
+                self.release(&result, output);
+                result?;
                 self.segment.clear();
                 self.index += 1;
             }
@@ -152,15 +158,45 @@ impl Unsealer {
     /// Ends the file: appends what its last segment holds.
     ///
     /// # Errors
-    /// [`SealError::Damaged`] if the file was cut off between two segments, [`SealError::Length`] if elsewhere.
+    /// [`SealError::Damaged`], [`SealError::Truncated`], [`SealError::Length`].
     pub fn finish(mut self, output: &mut Vec<u8>) -> Result<(), SealError> {
         // Only an empty file ends with an empty segment.
         if self.segment.len() < TAG || (self.segment.len() == TAG && self.index > 0) {
             let len = self.index * SEALED_SEGMENT as u64 + self.segment.len() as u64;
             return Err(SealError::Length { len });
         }
-        self.cipher.open(self.index, true, &mut self.segment)?;
-        output.extend_from_slice(&self.segment);
-        Ok(())
+        let result = self.open_or(
+            true,
+            SealError::Truncated {
+                segment: self.index,
+            },
+        );
+        self.release(&result, output);
+        result
+    }
+
+    /// Opens the segment at hand as the last one or not. If it opens the other way round, the error says so: what was sealed is
+    /// authentic then, and only its end is not where it should be.
+    fn open_or(&mut self, last: bool, otherwise: SealError) -> Result<(), SealError> {
+        let damaged = match self.cipher.open(self.index, last, &mut self.segment) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        // The cipher checks before it decrypts, so the segment is as it was. One that is not whole can only be the last.
+        if self.segment.len() == SEALED_SEGMENT
+            && self
+                .cipher
+                .open(self.index, !last, &mut self.segment)
+                .is_ok()
+        {
+            return Err(otherwise);
+        }
+        Err(damaged)
+    }
+
+    fn release(&self, result: &Result<(), SealError>, output: &mut Vec<u8>) {
+        if !matches!(result, Err(SealError::Damaged { .. } | SealError::TooLong)) {
+            output.extend_from_slice(&self.segment);
+        }
     }
 }
