@@ -88,12 +88,25 @@ fn usage(error: &clap::Error, line: &[OsString]) -> ExitCode {
 }
 
 fn log(common: &Common) {
-    let default = match common.verbose {
-        0 => "error,veilid_core=off",
-        1 => "info,veilid_core=warn",
-        2 => "debug,veilid_core=info",
-        _ => "debug",
+    // Veilid logs under many short names, and reports as errors what is none, such as an address that nobody can reach.
+    let (all, own) = match common.verbose {
+        0 => ("off", "error"),
+        1 => ("off", "info"),
+        2 => ("info", "debug"),
+        _ => ("debug", "trace"),
     };
+    let crates = [
+        "save_cli",
+        "save_backend",
+        "group",
+        "repo",
+        "tunnels",
+        "store_adapter",
+        "dht_records",
+    ];
+    let default = crates.iter().fold(all.to_owned(), |filter, name| {
+        format!("{filter},{name}={own}")
+    });
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     tracing_subscriber::fmt()
