@@ -138,8 +138,8 @@ impl Repo {
         access: &GroupAccess,
         name: &str,
     ) -> Result<(Self, KeyPair)> {
-        let keypair = Crypto::generate_keypair(CRYPTO_KIND_VLD0)
-            .map_err(dht_records::Error::from)?;
+        let keypair =
+            Crypto::generate_keypair(CRYPTO_KIND_VLD0).map_err(dht_records::Error::from)?;
         Ok((
             Self::create_with(ctx, access, keypair.clone(), name).await?,
             keypair,
