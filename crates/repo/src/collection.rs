@@ -9,6 +9,8 @@ mod contents;
 mod entry;
 mod load;
 
+#[cfg(test)]
+pub(crate) use self::codec::encode;
 pub use self::{
     codec::EntryKeys,
     contents::{Contents, shards_for},

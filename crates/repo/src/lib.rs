@@ -13,6 +13,8 @@ pub mod seal;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod vectors;
 
 pub use clock::{Clock, SystemClock};
 pub use collection::{Entry, Version};

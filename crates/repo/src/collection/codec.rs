@@ -166,7 +166,7 @@ impl fmt::Debug for EntryKeys {
 }
 
 /// The plaintext of an entry. The link is not in it; it is bound as associated data.
-fn encode(record: &Record) -> Vec<u8> {
+pub(crate) fn encode(record: &Record) -> Vec<u8> {
     let mut out = Vec::with_capacity(4 * PAD);
     let version = record.version();
     let head = |out: &mut Vec<u8>, kind: u8| {
