@@ -47,13 +47,16 @@ pub(crate) async fn stop(group: &Group, limit: Duration) {
     inner.cancel.cancel();
     let listener = inner.listener.lock().await.take();
     let withdraw = async { inner.own.withdraw_tunnel().await.map(|_| ()) };
-    match timeout(limit, withdraw).await {
+    let close = async {
+        if let Some(listener) = listener {
+            listener.close().await;
+        }
+    };
+    let (withdrawn, ()) = tokio::join!(timeout(limit, withdraw), close);
+    match withdrawn {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "the tunnel was not withdrawn"),
         Err(_) => tracing::debug!("the tunnel was not withdrawn in time"),
-    }
-    if let Some(listener) = listener {
-        listener.close().await;
     }
     inner.peers.close();
     inner.tasks.close();

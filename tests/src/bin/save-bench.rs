@@ -83,7 +83,11 @@ async fn run(arguments: &Arguments) -> Result<()> {
     for _ in 0..arguments.rounds {
         let mut best: f64 = 0.0;
         for in_flight in IN_FLIGHT {
-            best = best.max(client.raw_rate(raw.blob.clone(), bytes / IN_FLIGHT.len(), in_flight).await?);
+            best = best.max(
+                client
+                    .raw_rate(raw.blob.clone(), bytes / IN_FLIGHT.len(), in_flight)
+                    .await?,
+            );
         }
         baselines.push(best);
         values.push(client.tunnel_rate(session.clone(), bytes).await?);
@@ -108,7 +112,10 @@ fn report(arguments: &Arguments, bench: &str, unit: &str, values: &[f64], baseli
             serde_json::json!({"bench": bench, "value": value, "baseline": baseline, "ratio": ratio, "spread": spread, "unit": unit, "rounds": values.len()})
         );
     } else {
-        println!("{bench}: {value:.2} {unit}, baseline {baseline:.2} {unit}, ratio {ratio:.2} (spread {spread:.2}, {} rounds)", values.len());
+        println!(
+            "{bench}: {value:.2} {unit}, baseline {baseline:.2} {unit}, ratio {ratio:.2} (spread {spread:.2}, {} rounds)",
+            values.len()
+        );
     }
 }
 
