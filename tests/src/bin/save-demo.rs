@@ -42,7 +42,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    devnet::trace_to_stderr();
+    log();
     let mut report = Report::new(arguments.json);
     // Before the runtime, which starts threads.
     let told = match devnet::enter() {
@@ -50,6 +50,16 @@ fn main() -> ExitCode {
         Err(error) => Err(error.into()),
     };
     report.end(told)
+}
+
+/// Veilid's own warnings are part of the network's normal life, and not of the story; RUST_LOG shows them.
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| "off,devnet=warn".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 fn run(arguments: &Arguments, report: &mut Report) -> Result<(), story::Failure> {

@@ -28,6 +28,12 @@ pub struct Plan {
 
 /// Tells it, or says where it went wrong.
 pub async fn tell(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
+    // Before anything takes time.
+    for file in &plan.files {
+        if !file.is_file() {
+            return Err(format!("{} is not a file", file.display()).into());
+        }
+    }
     let begin = Instant::now();
     report.chapter("A Veilid network on this machine");
     let devnet = Devnet::start(devnet::MIN_NODES).await?;
@@ -57,7 +63,7 @@ pub async fn tell(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes the demo's own files, and checks those of the user.
+/// Makes the demo's own files, and names those of the user.
 async fn make(plan: &Plan, work: PathBuf) -> Result<Vec<Source>, Failure> {
     let (own, large) = (plan.files.clone(), plan.large);
     tokio::task::spawn_blocking(move || {
@@ -75,9 +81,6 @@ async fn make(plan: &Plan, work: PathBuf) -> Result<Vec<Source>, Failure> {
         }
         for (index, file) in own.into_iter().enumerate() {
             let file = std::path::absolute(file)?;
-            if !file.is_file() {
-                return Err(format!("{} is not a file", file.display()).into());
-            }
             let path = files::archive_path(index, &file);
             let title = format!("your {}", file.file_name().unwrap_or_default().display());
             sources.push(Source { file, path, title });
