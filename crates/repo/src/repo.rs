@@ -138,8 +138,8 @@ impl Repo {
         access: &GroupAccess,
         name: &str,
     ) -> Result<(Self, KeyPair)> {
-        let keypair = Crypto::generate_keypair(CRYPTO_KIND_VLD0)
-            .map_err(|error| dht_records::Error::from(error))?;
+        let keypair =
+            Crypto::generate_keypair(CRYPTO_KIND_VLD0).map_err(dht_records::Error::from)?;
         Ok((
             Self::create_with(ctx, access, keypair.clone(), name).await?,
             keypair,
@@ -219,7 +219,6 @@ impl Repo {
     }
 
     /// The repo's public key, which identifies it.
-    #[must_use]
     pub fn public_key(&self) -> &PublicKey {
         self.inner.record.public_key()
     }

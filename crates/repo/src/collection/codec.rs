@@ -253,7 +253,10 @@ fn decode(plain: &[u8], link: Hash) -> Result<Record> {
         })
     };
     // What is left is the padding, which has to be the shortest.
-    if input.0.len() >= PAD || input.0.iter().any(|byte| *byte != 0) || plain.len() % PAD != 0 {
+    if input.0.len() >= PAD
+        || input.0.iter().any(|byte| *byte != 0)
+        || !plain.len().is_multiple_of(PAD)
+    {
         return Err(CollectionError::Malformed);
     }
     Ok(record)
