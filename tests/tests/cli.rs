@@ -138,8 +138,10 @@ async fn bad_input_is_named_and_loses_nothing() {
         .unwrap();
     assert!(!is_published(&lines));
     let nowhere = link(&cleo).await;
-    let (code, kind, message) = failure(join(&ben, &nowhere).await);
+    let arguments = ["group", "join", "-", "--timeout", "15"];
+    let (code, kind, message) = failure(ben.save_with(&arguments, Some(&nowhere)).await);
     assert_eq!((code, kind.as_str()), (9, "no_answer"), "{message}");
+    assert!(message.contains("the group does not answer"), "{message}");
     assert!(
         ben.save(&["group", "list"]).await.unwrap().is_empty(),
         "a group that does not answer is not remembered"

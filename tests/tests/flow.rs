@@ -11,10 +11,10 @@ use std::{
     time::Duration,
 };
 
+use devnet::{Devnet, Host};
 use dht_records::{
     Fetch, GroupAccess, GroupRecord, MemoryCache, Purpose, Records, RepoRecord, SlotValue,
 };
-use devnet::{Devnet, Host};
 use iroh_blobs::Hash;
 use save_backend::{
     Backend, Entry, EntryPath, EventKind, GroupId, LinkKind, NewFile, Progress, ProgressState,
@@ -46,7 +46,9 @@ impl Device {
             directory,
             backend,
         };
-        device.on(|b| async move { b.wait_online(LIMIT).await.unwrap() }).await;
+        device
+            .on(|b| async move { b.wait_online(LIMIT).await.unwrap() })
+            .await;
         device
     }
 
@@ -105,7 +107,11 @@ impl Device {
     }
 
     /// The paths of a member's files as this device sees them after asking the network, once `done` is content with them.
-    async fn list_until(&self, id: &GroupId, done: impl Fn(&[String]) -> bool + Send + 'static) -> Vec<String> {
+    async fn list_until(
+        &self,
+        id: &GroupId,
+        done: impl Fn(&[String]) -> bool + Send + 'static,
+    ) -> Vec<String> {
         let id = id.clone();
         self.on(move |b| async move {
             loop {
@@ -195,6 +201,7 @@ fn noise(len: usize, seed: u8) -> Vec<u8> {
 }
 
 async fn devnet() -> Devnet {
+    devnet::trace_to_stderr();
     Devnet::start(devnet::MIN_NODES).await.unwrap()
 }
 
@@ -232,7 +239,10 @@ async fn names_and_repos_are_read_back_from_the_dht() {
 
     // A node that was never told anything else.
     let host = devnet.host("reader").await.unwrap();
-    let node = host.start_node(&host.directory().join("node")).await.unwrap();
+    let node = host
+        .start_node(&host.directory().join("node"))
+        .await
+        .unwrap();
     node.ready(LIMIT).await.unwrap();
     let api = node.api().clone();
     let access = access(&ana, &id);
@@ -255,7 +265,9 @@ async fn names_and_repos_are_read_back_from_the_dht() {
         assert_eq!(advertised, expected);
         let mut names = Vec::new();
         for repo in repos {
-            let repo = RepoRecord::attach(&records, &access, repo, None).await.unwrap();
+            let repo = RepoRecord::attach(&records, &access, repo, None)
+                .await
+                .unwrap();
             let name = repo.metadata(Fetch::Network).await.unwrap().unwrap();
             names.push(name.value.name);
             let tunnels = repo.tunnels(Fetch::Network).await.unwrap();
@@ -285,21 +297,35 @@ async fn members_ping_each_other_until_one_withdraws() {
     let id = ana.create().await;
     ben.join(&ana, &id).await;
     for device in [&ana, &ben] {
-        let other = device.members(&id, 2).await.into_iter().find(|m| !m.is_self).unwrap();
+        let other = device
+            .members(&id, 2)
+            .await
+            .into_iter()
+            .find(|m| !m.is_self)
+            .unwrap();
         let id = id.clone();
         let time = device
             .on(move |b| async move { b.ping(&id, &other.repo).await.unwrap() })
             .await;
         assert!(time > Duration::ZERO);
     }
-    let ben_repo = ben.backend.group(&id).unwrap().own_repo().public_key().clone();
+    let ben_repo = ben
+        .backend
+        .group(&id)
+        .unwrap()
+        .own_repo()
+        .public_key()
+        .clone();
     ben.stop().await;
     let (of, repo) = (id.clone(), ben_repo.clone());
     let error = ana
         .on(move |b| async move { b.ping(&of, &repo).await.unwrap_err() })
         .await;
     assert!(
-        matches!(error, save_backend::Error::Group(group::Error::MemberDoesNotAnswer)),
+        matches!(
+            error,
+            save_backend::Error::Group(group::Error::MemberDoesNotAnswer)
+        ),
         "{error:?}"
     );
     assert!(error.is_retryable());
@@ -320,34 +346,56 @@ async fn files_are_listed_fetched_verified_deleted_and_kept() {
     ana.put(&id, "video.bin", large.clone()).await;
     ana.put(&id, "notes/today.txt", small.clone()).await;
     ana.put(&id, "empty", Vec::new()).await;
-    ben.list_until(&id, |paths| paths == ["empty", "notes/today.txt", "video.bin"]).await;
+    ben.list_until(&id, |paths| {
+        paths == ["empty", "notes/today.txt", "video.bin"]
+    })
+    .await;
 
     let seen = Arc::new(Mutex::new(Vec::new()));
     let states = seen.clone();
     let read = ben
-        .get_with(&id, "video.bin", move |progress| states.lock().unwrap().push(progress))
+        .get_with(&id, "video.bin", move |progress| {
+            states.lock().unwrap().push(progress)
+        })
         .await
         .unwrap();
     assert!(read == large, "the bytes differ");
     let seen = std::mem::take(&mut *seen.lock().unwrap());
     assert_eq!(seen.last().unwrap().state, ProgressState::Stored);
-    assert!(seen.iter().any(|progress| progress.state == ProgressState::Fetching));
-    assert!(seen.windows(2).all(|pair| pair[0].bytes_done <= pair[1].bytes_done));
+    assert!(
+        seen.iter()
+            .any(|progress| progress.state == ProgressState::Fetching)
+    );
+    assert!(
+        seen.windows(2)
+            .all(|pair| pair[0].bytes_done <= pair[1].bytes_done)
+    );
     assert_eq!(ben.get(&id, "notes/today.txt").await, small);
     assert_eq!(ben.get(&id, "empty").await, b"");
 
     let gone = EntryPath::parse("notes/today.txt").unwrap();
     let of = id.clone();
-    ana.on(move |b| async move { b.delete(&of, &gone).await.unwrap() }).await;
+    ana.on(move |b| async move { b.delete(&of, &gone).await.unwrap() })
+        .await;
     ana.flush(&id).await;
-    ben.list_until(&id, |paths| paths == ["empty", "video.bin"]).await;
-    let error = ben.get_with(&id, "notes/today.txt", |_| {}).await.unwrap_err();
-    assert!(matches!(error, save_backend::Error::NoSuchFile), "{error:?}");
+    ben.list_until(&id, |paths| paths == ["empty", "video.bin"])
+        .await;
+    let error = ben
+        .get_with(&id, "notes/today.txt", |_| {})
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, save_backend::Error::NoSuchFile),
+        "{error:?}"
+    );
 
     // Without a network, and after a restart: what was read once is here.
     ben.host.cut_off().await.unwrap();
     let ben = ben.restart().await;
-    assert!(ben.get(&id, "video.bin").await == large, "the bytes differ after a restart");
+    assert!(
+        ben.get(&id, "video.bin").await == large,
+        "the bytes differ after a restart"
+    );
     let groups = ben.on(|b| async move { b.groups().await }).await;
     assert_eq!(groups[0].name.as_deref(), Some("Field archive"));
     assert_eq!(groups[0].members, 2);
@@ -388,8 +436,18 @@ async fn a_file_comes_from_everybody_who_has_it_and_the_dead_are_left_alone() {
         .await;
     holders.sort();
     let mut expected = [
-        ana.backend.group(&id).unwrap().own_repo().public_key().clone(),
-        ben.backend.group(&id).unwrap().own_repo().public_key().clone(),
+        ana.backend
+            .group(&id)
+            .unwrap()
+            .own_repo()
+            .public_key()
+            .clone(),
+        ben.backend
+            .group(&id)
+            .unwrap()
+            .own_repo()
+            .public_key()
+            .clone(),
     ];
     expected.sort();
     assert_eq!(holders, expected);
@@ -397,9 +455,9 @@ async fn a_file_comes_from_everybody_who_has_it_and_the_dead_are_left_alone() {
     // The one who wrote the file goes without a word. The other holder is enough, and the dead one is noted.
     ana.host.cut_off().await.unwrap();
     assert!(cleo.get(&id, "video.bin").await == file, "the bytes differ");
-    let ana_repo = expected.iter().find(|repo| {
-        **repo == *ana.backend.group(&id).unwrap().own_repo().public_key()
-    });
+    let ana_repo = expected
+        .iter()
+        .find(|repo| **repo == *ana.backend.group(&id).unwrap().own_repo().public_key());
     let missing = noise(100, 3);
     ana.put_unpublished(&id, "later.txt", missing.clone()).await;
     let (of, dead) = (id.clone(), ana_repo.unwrap().clone());
@@ -428,12 +486,16 @@ async fn writing_works_offline_and_is_published_after_a_restart() {
     let id = ana.create().await;
     ben.join(&ana, &id).await;
     ana.host.cut_off().await.unwrap();
-    ana.put_unpublished(&id, "offline.txt", b"written in the field".to_vec()).await;
+    ana.put_unpublished(&id, "offline.txt", b"written in the field".to_vec())
+        .await;
     assert!(ana.backend.group(&id).unwrap().has_unpublished());
     let ana = ana.restart().await;
     assert_eq!(ana.get(&id, "offline.txt").await, b"written in the field");
     let group = ana.on(|b| async move { b.groups().await.remove(0) }).await;
-    assert!(group.unpublished, "a restart must not forget what is not published");
+    assert!(
+        group.unpublished,
+        "a restart must not forget what is not published"
+    );
     ana.host.rejoin().await.unwrap();
     ana.flush(&id).await;
     ben.list_until(&id, |paths| paths == ["offline.txt"]).await;
@@ -453,23 +515,40 @@ async fn only_what_the_groups_roots_reach_is_served() {
     let mine = ana.put(&first, "first.bin", noise(100_000, 4)).await;
     let foreign = ana.put(&second, "second.bin", noise(100_000, 5)).await;
     let host = devnet.host("prober").await.unwrap();
-    let node = host.start_node(&host.directory().join("node")).await.unwrap();
+    let node = host
+        .start_node(&host.directory().join("node"))
+        .await
+        .unwrap();
     node.ready(LIMIT).await.unwrap();
     let access = access(&ana, &first);
-    let repo = ana.backend.group(&first).unwrap().own_repo().public_key().clone();
+    let repo = ana
+        .backend
+        .group(&first)
+        .unwrap()
+        .own_repo()
+        .public_key()
+        .clone();
     let api = node.api().clone();
     host.run(async move {
         let records = Records::new(api.clone(), Arc::new(MemoryCache::default()));
-        let record = RepoRecord::attach(&records, &access, repo, None).await.unwrap();
+        let record = RepoRecord::attach(&records, &access, repo, None)
+            .await
+            .unwrap();
         let (_, tunnel) = record.tunnels(Fetch::Network).await.unwrap().remove(0);
         let route = tunnel.unwrap().value.route;
         let tunnels = tunnels::Tunnels::new(api, tunnels::Limits::default());
-        let psk = tunnels::Psk::from_bytes(
-            *access.locator().derive(Purpose::TunnelPsk).as_bytes(),
-        );
+        let psk = tunnels::Psk::from_bytes(*access.locator().derive(Purpose::TunnelPsk).as_bytes());
         let session = tunnels.connect(psk, Arc::new(Route(route.clone())));
-        assert_eq!(have(&session, mine.blob).await, 2, "a member's own blob is there");
-        assert_eq!(have(&session, foreign.blob).await, 0, "another group's blob is not");
+        assert_eq!(
+            have(&session, mine.blob).await,
+            2,
+            "a member's own blob is there"
+        );
+        assert_eq!(
+            have(&session, foreign.blob).await,
+            0,
+            "another group's blob is not"
+        );
         assert!(get(&session, mine.blob).await > 100_000);
         assert_eq!(get(&session, foreign.blob).await, 0);
 
@@ -514,7 +593,9 @@ async fn get(session: &tunnels::Session, hash: Hash) -> usize {
     bytes.extend(postcard::to_stdvec(&request).unwrap());
     send.write_all(&bytes).await.unwrap();
     send.finish().unwrap();
-    recv.read_to_end(1_000_000).await.map_or(0, |bytes| bytes.len())
+    recv.read_to_end(1_000_000)
+        .await
+        .map_or(0, |bytes| bytes.len())
 }
 
 /// Events are numbered without a gap, and tell what happens to the network and the groups.
@@ -526,7 +607,8 @@ async fn events_tell_what_happens_in_order() {
     let id = ana.create().await;
     ana.put(&id, "file", b"1".to_vec()).await;
     let ana_events = ana.backend.clone();
-    ana.on(move |_| async move { ana_events.stop().await.unwrap() }).await;
+    ana.on(move |_| async move { ana_events.stop().await.unwrap() })
+        .await;
     let mut seen = Vec::new();
     while let Some(event) = timeout(LIMIT, events.next()).await.unwrap() {
         let last = matches!(event.kind, EventKind::Stopped);
@@ -535,11 +617,20 @@ async fn events_tell_what_happens_in_order() {
             break;
         }
     }
-    assert!(seen.windows(2).all(|pair| pair[1].seq == pair[0].seq + 1), "{seen:?}");
-    assert!(seen.iter().any(|e| matches!(&e.kind, EventKind::GroupAdded { group } if *group == id)));
+    assert!(
+        seen.windows(2).all(|pair| pair[1].seq == pair[0].seq + 1),
+        "{seen:?}"
+    );
+    assert!(
+        seen.iter()
+            .any(|e| matches!(&e.kind, EventKind::GroupAdded { group } if *group == id))
+    );
     assert!(seen.iter().any(|e| matches!(
         &e.kind,
-        EventKind::Group { event: group::GroupEvent::Published, .. }
+        EventKind::Group {
+            event: group::GroupEvent::Published,
+            ..
+        }
     )));
     drop(ana);
     devnet.stop().await.unwrap();

@@ -4,11 +4,14 @@ use std::time::{Duration, Instant};
 
 use crate::run::{Result, Run, cargo};
 
+/// A check, by name.
+type Step = (&'static str, fn() -> Result<()>);
+
 /// Runs all checks in order, and stops at the first that fails.
 pub(crate) fn run() -> Result<()> {
     let begin = Instant::now();
     let mut times = Vec::new();
-    let steps: [(&str, fn() -> Result<()>); 5] = [
+    let steps: [Step; 5] = [
         ("format", format),
         ("lints", lints),
         ("tests", || crate::test(&[])),
@@ -42,7 +45,15 @@ fn format() -> Result<()> {
 }
 
 fn lints() -> Result<()> {
-    cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]).run()
+    cargo([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ])
+    .run()
 }
 
 fn documentation() -> Result<()> {
@@ -57,15 +68,33 @@ fn dependencies() -> Result<()> {
             "cargo-deny is missing: cargo install --locked cargo-deny",
         ));
     }
-    cargo(["deny", "--all-features", "check", "licenses", "bans", "sources"]).run()?;
+    cargo([
+        "deny",
+        "--all-features",
+        "check",
+        "licenses",
+        "bans",
+        "sources",
+    ])
+    .run()?;
     advisories()
 }
 
 /// Advisories come from a database on the internet; where that cannot be reached, what is known is that nothing was checked.
 fn advisories() -> Result<()> {
     let reachable = Run::new("git")
-        .args(["-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=10"])
-        .args(["ls-remote", "--exit-code", "https://github.com/RustSec/advisory-db", "HEAD"])
+        .args([
+            "-c",
+            "http.lowSpeedLimit=1000",
+            "-c",
+            "http.lowSpeedTime=10",
+        ])
+        .args([
+            "ls-remote",
+            "--exit-code",
+            "https://github.com/RustSec/advisory-db",
+            "HEAD",
+        ])
         .env("GIT_TERMINAL_PROMPT", "0")
         .succeeds();
     if reachable {

@@ -138,7 +138,10 @@ fn output(program: &str, arguments: &[&str]) -> Result<String> {
         .output()
         .map_err(|error| Failure::new(format!("{program} cannot be run: {error}")))?;
     if !output.status.success() {
-        return Err(Failure::new(format!("{program} {} failed", arguments.join(" "))));
+        return Err(Failure::new(format!(
+            "{program} {} failed",
+            arguments.join(" ")
+        )));
     }
     String::from_utf8(output.stdout)
         .map_err(|_| Failure::new(format!("{program} printed something else than text")))
@@ -147,7 +150,9 @@ fn output(program: &str, arguments: &[&str]) -> Result<String> {
 /// Looks for what cargo would miss only after minutes.
 pub(crate) fn prerequisites() -> Result<()> {
     if !cfg!(target_os = "linux") {
-        return Err(Failure::new("the test network needs Linux: it is made of network namespaces"));
+        return Err(Failure::new(
+            "the test network needs Linux: it is made of network namespaces",
+        ));
     }
     let compiler = env::var_os("CC").unwrap_or_else(|| "cc".into());
     if !Run::new(compiler).arg("--version").succeeds() {

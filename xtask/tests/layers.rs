@@ -10,14 +10,38 @@ const LAYERS: [(&str, &[&str]); 11] = [
     ("dht-records", &["veilid-core"]),
     ("store-adapter", &["iroh", "iroh-blobs", "veilid-core"]),
     ("tunnels", &["veilid-core"]),
-    ("repo", &["dht-records", "store-adapter", "tunnels", "iroh-blobs", "veilid-core"]),
+    (
+        "repo",
+        &[
+            "dht-records",
+            "store-adapter",
+            "tunnels",
+            "iroh-blobs",
+            "veilid-core",
+        ],
+    ),
     (
         "group",
-        &["repo", "dht-records", "store-adapter", "tunnels", "iroh", "iroh-blobs", "veilid-core"],
+        &[
+            "repo",
+            "dht-records",
+            "store-adapter",
+            "tunnels",
+            "iroh",
+            "iroh-blobs",
+            "veilid-core",
+        ],
     ),
     (
         "save-backend",
-        &["group", "repo", "dht-records", "store-adapter", "tunnels", "veilid-core"],
+        &[
+            "group",
+            "repo",
+            "dht-records",
+            "store-adapter",
+            "tunnels",
+            "veilid-core",
+        ],
     ),
     ("save-cli", &["save-backend"]),
     ("save-ffi", &["save-backend"]),
@@ -26,8 +50,16 @@ const LAYERS: [(&str, &[&str]); 11] = [
     (
         "integration-tests",
         &[
-            "devnet", "save-backend", "group", "repo", "dht-records", "store-adapter", "tunnels",
-            "iroh", "iroh-blobs", "veilid-core",
+            "devnet",
+            "save-backend",
+            "group",
+            "repo",
+            "dht-records",
+            "store-adapter",
+            "tunnels",
+            "iroh",
+            "iroh-blobs",
+            "veilid-core",
         ],
     ),
 ];
@@ -70,7 +102,9 @@ fn the_table_itself_has_no_circle() {
     let allowed: BTreeMap<&str, &[&str]> = LAYERS.into_iter().collect();
     for (name, below) in LAYERS {
         for lower in below {
-            let back = allowed.get(lower).is_some_and(|below| below.contains(&name));
+            let back = allowed
+                .get(lower)
+                .is_some_and(|below| below.contains(&name));
             assert!(!back, "{name} and {lower} may depend on each other");
         }
     }

@@ -36,7 +36,11 @@ impl Group {
         };
         let root = Hash::from_bytes(root.hash);
         let _one_at_a_time = self.inner.syncing.lock().await;
-        if repo.held_root().await?.is_some_and(|held| held.hash == root) {
+        if repo
+            .held_root()
+            .await?
+            .is_some_and(|held| held.hash == root)
+        {
             return self.refresh_reach(&repo).await;
         }
         self.fetch_collection(&repo, root).await?;
@@ -119,11 +123,7 @@ impl Group {
         let mut ignore = self.inner.ignore();
         match fault {
             None => ignore.forgive(&peer.id),
-            Some(fault) => ignore.strike(
-                peer.id.clone(),
-                fault,
-                tokio::time::Instant::now(),
-            ),
+            Some(fault) => ignore.strike(peer.id.clone(), fault, tokio::time::Instant::now()),
         }
     }
 }

@@ -234,10 +234,7 @@ struct Holder<'a> {
 
 impl Holder<'_> {
     fn may_have(&self, hash: &Hash) -> bool {
-        !matches!(
-            lock(&self.has).get(hash),
-            None | Some(Holding::None)
-        )
+        !matches!(lock(&self.has).get(hash), None | Some(Holding::None))
     }
 
     fn given_up(&self) -> bool {
@@ -360,7 +357,9 @@ impl Job<'_> {
     }
 
     async fn fetch_piece(&self, peer: &Peer, piece: &Piece) -> Result<(), Failure> {
-        let here = here(self.store, piece.hash).await.map_err(|_| Failure::Other)?;
+        let here = here(self.store, piece.hash)
+            .await
+            .map_err(|_| Failure::Other)?;
         let missing = &piece.ranges - &here;
         if missing.is_empty() || is_complete(self.store, piece.hash).await.unwrap_or(false) {
             return Ok(());
@@ -371,12 +370,7 @@ impl Job<'_> {
             .map_err(|_| Failure::Other)?;
         let streams = get::StreamPair::new(0, BlobRecv(recv), BlobSend(send));
         let request = GetRequest::blob_ranges(piece.hash, missing);
-        let mut items = Box::pin(
-            self.store
-                .remote()
-                .execute_get(streams, request)
-                .stream(),
-        );
+        let mut items = Box::pin(self.store.remote().execute_get(streams, request).stream());
         let mut before = 0;
         loop {
             let changed = self.changed.notified();
@@ -422,13 +416,12 @@ impl From<GetError> for Failure {
     fn from(error: GetError) -> Self {
         match error {
             GetError::AtBlobHeaderNext { .. } => Self::NotThere,
-            GetError::Decode { source, .. } => match source {
-                DecodeError::ParentHashMismatch { .. } | DecodeError::LeafHashMismatch { .. } => {
-                    Self::Lied
-                }
-                // An early end of the stream: a partial holder, or one that went away.
-                _ => Self::Other,
-            },
+            GetError::Decode {
+                source:
+                    DecodeError::ParentHashMismatch { .. } | DecodeError::LeafHashMismatch { .. },
+                ..
+            } => Self::Lied,
+            // An early end of the stream among others: a partial holder, or one that went away.
             _ => Self::Other,
         }
     }

@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use dht_records::Fetch;
 use futures::{StreamExt, stream::FuturesUnordered};
-use repo::{
-    Entry, EntryPath, FileReader, Repo, Source, WriteOptions,
-    seal::Layout,
-};
+use repo::{Entry, EntryPath, FileReader, Repo, Source, WriteOptions, seal::Layout};
 use tokio::time::timeout;
 use veilid_core::PublicKey;
 
@@ -41,10 +38,7 @@ impl Group {
     ///
     /// # Errors
     /// Those of the repo; nothing is changed then.
-    pub async fn put(
-        &self,
-        files: Vec<(EntryPath, Source, WriteOptions)>,
-    ) -> Result<Vec<Entry>> {
+    pub async fn put(&self, files: Vec<(EntryPath, Source, WriteOptions)>) -> Result<Vec<Entry>> {
         let entries = self.own_repo().write_many(files).await?;
         self.refresh_reach(self.own_repo()).await?;
         self.inner.changed();

@@ -7,9 +7,7 @@ use std::{
     time::Duration,
 };
 
-use dht_records::{
-    DeviceId, Fetch, GroupAccess, GroupMetadata, GroupRecord, Purpose, Records,
-};
+use dht_records::{DeviceId, Fetch, GroupAccess, GroupMetadata, GroupRecord, Purpose, Records};
 use repo::{Clock, Repo, RepoContext};
 use store_adapter::VeilidStore;
 use tokio::{
@@ -165,11 +163,7 @@ impl Group {
     ///
     /// # Errors
     /// Those of the local disk; a name that does not fit its record.
-    pub async fn create(
-        ctx: GroupContext,
-        name: &str,
-        me: &str,
-    ) -> Result<(Self, GroupSecrets)> {
+    pub async fn create(ctx: GroupContext, name: &str, me: &str) -> Result<(Self, GroupSecrets)> {
         let owner = generate_keypair(&ctx)?;
         let record = GroupRecord::create(&ctx.records, owner.clone()).await?;
         record
@@ -246,14 +240,7 @@ impl Group {
             Some(secrets.repo.clone()),
         )
         .await?;
-        let group = Self::assemble(
-            ctx,
-            access,
-            record,
-            own,
-            secrets.repo.clone(),
-            &secrets.me,
-        );
+        let group = Self::assemble(ctx, access, record, own, secrets.repo.clone(), &secrets.me);
         group.take_up_slots(Fetch::Cached).await?;
         group.refresh_reach(group.own_repo()).await?;
         for repo in group.other_repos().await? {

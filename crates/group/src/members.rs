@@ -206,7 +206,10 @@ fn root_counter(slot: &Slot) -> u64 {
 }
 
 /// The members' devices, those excepted that are being left alone. When nobody else is left, they are tried all the same.
-pub(crate) async fn peers(group: &Group, fetch: Fetch) -> Result<Vec<std::sync::Arc<crate::peers::Peer>>> {
+pub(crate) async fn peers(
+    group: &Group,
+    fetch: Fetch,
+) -> Result<Vec<std::sync::Arc<crate::peers::Peer>>> {
     let mut peers = Vec::new();
     for repo in group.other_repos().await? {
         match group.inner.peers.of(&repo, fetch).await {

@@ -13,9 +13,7 @@ use iroh_blobs::{
     protocol::{ERR_INTERNAL, ERR_LIMIT, GetRequest},
     provider::{
         self,
-        events::{
-            AbortReason, EventMask, EventSender, ObserveMode, ProviderMessage, RequestMode,
-        },
+        events::{AbortReason, EventMask, EventSender, ObserveMode, ProviderMessage, RequestMode},
     },
 };
 use tokio::{sync::Semaphore, time::timeout};
@@ -39,11 +37,14 @@ const LARGEST_SEQUENCE: u64 = 1024 * 1024;
 /// How long a question may take to arrive.
 const QUESTION: Duration = Duration::from_secs(30);
 
+/// A root, and all that it reaches.
+type Reached = (Hash, HashSet<Hash>);
+
 /// The blobs that the members of one group may be told of: what its repos' roots reach, and nothing else.
 #[derive(Debug, Default)]
 pub(crate) struct Reach {
     /// For each repo its current root and the one before, since somebody may be in the middle of fetching that.
-    by_repo: RwLock<HashMap<String, Vec<(Hash, HashSet<Hash>)>>>,
+    by_repo: RwLock<HashMap<String, Vec<Reached>>>,
 }
 
 impl Reach {

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use dht_records::{Fetch, SlotIndex, SlotRoot, SlotValue, SLOTS};
+use dht_records::{Fetch, SLOTS, SlotIndex, SlotRoot, SlotValue};
 use tokio::time::timeout;
 
 use crate::{Error, Group, GroupEvent, Result, serve};
@@ -46,16 +46,17 @@ pub(crate) async fn stop(group: &Group, limit: Duration) {
     let inner = &group.inner;
     inner.cancel.cancel();
     let listener = inner.listener.lock().await.take();
-    let withdraw = async {
-        inner.own.withdraw_tunnel().await.map(|_| ())
+    let withdraw = async { inner.own.withdraw_tunnel().await.map(|_| ()) };
+    let close = async {
+        if let Some(listener) = listener {
+            listener.close().await;
+        }
     };
-    match timeout(limit, withdraw).await {
+    let (withdrawn, ()) = tokio::join!(timeout(limit, withdraw), close);
+    match withdrawn {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "the tunnel was not withdrawn"),
         Err(_) => tracing::debug!("the tunnel was not withdrawn in time"),
-    }
-    if let Some(listener) = listener {
-        listener.close().await;
     }
     inner.peers.close();
     inner.tasks.close();
@@ -87,7 +88,9 @@ async fn keep_published(group: &Group) {
         match publish(group).await {
             Ok(()) => {
                 pause = PAUSE;
-                inner.published.send_modify(|done| *done = target.max(*done));
+                inner
+                    .published
+                    .send_modify(|done| *done = target.max(*done));
                 if *inner.changes.borrow() == target {
                     inner.emit(GroupEvent::Published);
                     // Woken by a change, or looks again after a while.
@@ -116,15 +119,13 @@ async fn advertise(group: &Group) -> Result<()> {
     let inner = &group.inner;
     let own = inner.own.public_key().clone();
     for _ in 0..RACES {
-        let root = match inner.own.record().root(Fetch::Cached).await? {
-            Some(root) => Some(SlotRoot {
-                hash: root.value.hash,
-                counter: root.counter,
-                bytes: root.value.bytes,
-                files: root.value.files,
-            }),
-            None => None,
-        };
+        let root = inner.own.record().root(Fetch::Cached).await?;
+        let root = root.map(|root| SlotRoot {
+            hash: root.value.hash,
+            counter: root.counter,
+            bytes: root.value.bytes,
+            files: root.value.files,
+        });
         group.take_up_slots(Fetch::Network).await?;
         let slots = inner.record.slots(Fetch::Cached).await?;
         let mut taken = std::collections::BTreeSet::new();

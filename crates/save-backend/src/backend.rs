@@ -26,6 +26,11 @@ use crate::{
 /// How long stopping tries to withdraw the tunnels from the DHT. With the rest of stopping it stays below five seconds.
 const WITHDRAW: Duration = Duration::from_secs(3);
 
+/// A node that lost its network is attached anew after so long, and then after twice as long each time up to the longest. Veilid
+/// by itself can stay away for minutes after the link came back.
+const FIRST_REATTACH: Duration = Duration::from_secs(20);
+const LONGEST_REATTACH: Duration = Duration::from_secs(80);
+
 /// How the node is attached to its network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Attachment {
@@ -112,7 +117,19 @@ impl Backend {
                 events.emit(EventKind::Rollback { seen, got });
             }
         });
+        backend.keep_attached();
         backend
+    }
+
+    fn keep_attached(&self) {
+        let cancel = self.inner.cancel.clone();
+        let work = keep_attached(self.inner.api.clone(), self.inner.attachment.clone());
+        self.inner.tasks.spawn(async move {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = work => {}
+            }
+        });
     }
 
     /// Takes a group in: starts it, and passes its events on.
@@ -228,5 +245,34 @@ impl Backend {
                 .take(),
         );
         Ok(closed?)
+    }
+}
+
+/// Attaches the node anew when it has been away from the network for long.
+async fn keep_attached(api: VeilidAPI, mut attachment: watch::Receiver<Attachment>) {
+    loop {
+        // The first attaching is Veilid's own affair, however long it takes.
+        if attachment.wait_for(|now| now.online).await.is_err()
+            || attachment.wait_for(|now| !now.online).await.is_err()
+        {
+            return;
+        }
+        let mut patience = FIRST_REATTACH;
+        loop {
+            match timeout(patience, attachment.wait_for(|now| now.online)).await {
+                Ok(Ok(_)) => break,
+                Ok(Err(_)) => return,
+                Err(_) => {}
+            }
+            tracing::info!("away from the network for long: attaching anew");
+            // Neither can harm: a node that is being detached or attached already says so.
+            if let Err(error) = api.detach().await {
+                tracing::debug!(%error, "the node was not detached");
+            }
+            if let Err(error) = api.attach().await {
+                tracing::debug!(%error, "the node was not attached");
+            }
+            patience = (patience * 2).min(LONGEST_REATTACH);
+        }
     }
 }

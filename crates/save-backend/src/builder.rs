@@ -111,6 +111,7 @@ impl BackendBuilder {
     /// [`Error::StateDamaged`], [`Error::Setting`]; nothing is deleted in any of these cases.
     pub async fn start(self) -> Result<Backend> {
         let lock = lock(&self.directory)?;
+        let namespace = namespace(&self.directory)?;
         let events = Arc::new(Events::default());
         let updates = Arc::new(Updates {
             records: OnceLock::new(),
@@ -122,7 +123,7 @@ impl BackendBuilder {
             let updates = updates.clone();
             Arc::new(move |update| updates.take(&update))
         };
-        let api = veilid_core::api_startup(callback, self.config()?)
+        let api = veilid_core::api_startup(callback, self.config(namespace)?)
             .await
             .map_err(startup_error)?;
         match self.open(&api, &updates, events, lock).await {
@@ -146,12 +147,8 @@ impl BackendBuilder {
         let device = state.device().await?;
         let cache = TableCache::open(api).await?;
         let records = Records::new(api.clone(), Arc::new(cache));
-        let store = VeilidStore::open(
-            api,
-            &self.directory.join("blobs"),
-            StoreOptions::default(),
-        )
-        .await?;
+        let store =
+            VeilidStore::open(api, &self.directory.join("blobs"), StoreOptions::default()).await?;
         let tunnels = Tunnels::new(api.clone(), self.limits.clone());
         // Both are set once, here.
         let _ = updates.records.set(records.clone());
@@ -191,7 +188,7 @@ impl BackendBuilder {
         Ok(backend)
     }
 
-    fn config(&self) -> Result<VeilidConfig> {
+    fn config(&self, namespace: String) -> Result<VeilidConfig> {
         let directory = self.directory.join("veilid");
         let directory = directory.to_string_lossy();
         let mut config = VeilidConfig::new(
@@ -201,6 +198,7 @@ impl BackendBuilder {
             Some(&directory),
             Some(&directory),
         );
+        config.namespace = namespace;
         self.network.apply(&mut config)?;
         // Veilid's default deletes every table when the keyring is locked or lost.
         config.table_store.wipe_on_invalid_device_encryption_key = false;
@@ -239,9 +237,53 @@ fn lock(directory: &Path) -> Result<File> {
     }
 }
 
+/// What tells this directory's keys from those of other directories in the same keyring: an id that is chosen once and moves with
+/// the directory.
+fn namespace(directory: &Path) -> Result<String> {
+    let failed = |source| Error::Directory {
+        path: directory.to_owned(),
+        source,
+    };
+    let path = directory.join("id");
+    match std::fs::read_to_string(&path) {
+        Ok(id) if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) => return Ok(id),
+        Ok(_) => {
+            return Err(Error::StateDamaged {
+                what: "the directory's id",
+            });
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    if directory.join("veilid").exists() {
+        // A new id would make everything below unreadable without a word.
+        return Err(Error::StateDamaged {
+            what: "the directory's id is gone",
+        });
+    }
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(|_| Error::Randomness)?;
+    let id = data_encoding::HEXLOWER.encode(&id);
+    let new = directory.join("id.new");
+    let write = || {
+        let mut file = File::create(&new)?;
+        std::io::Write::write_all(&mut file, id.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&new, &path)?;
+        File::open(directory)?.sync_all()
+    };
+    write().map_err(failed)?;
+    Ok(id)
+}
+
 fn startup_error(error: VeilidAPIError) -> Error {
     let text = error.to_string();
-    let about_keys = ["protected store", "keyring", "user secret", "device encryption key"];
+    let about_keys = [
+        "protected store",
+        "keyring",
+        "user secret",
+        "device encryption key",
+    ];
     if about_keys
         .iter()
         .any(|word| text.to_lowercase().contains(word))

@@ -154,7 +154,9 @@ impl Backend {
     async fn take_in(&self, group: Group) -> Result<GroupInfo> {
         let id = GroupId(group.public_key());
         self.adopt(group.clone()).await;
-        self.inner.events.emit(EventKind::GroupAdded { group: id.clone() });
+        self.inner
+            .events
+            .emit(EventKind::GroupAdded { group: id.clone() });
         Ok(info(&id, &group).await)
     }
 
@@ -170,9 +172,11 @@ impl Backend {
         }
         let crypto = self.inner.api.crypto()?;
         link.verify(|pair| {
-            crypto
-                .get(pair.kind())
-                .is_some_and(|system| system.validate_keypair(&pair.key(), &pair.secret()).unwrap_or(false))
+            crypto.get(pair.kind()).is_some_and(|system| {
+                system
+                    .validate_keypair(&pair.key(), &pair.secret())
+                    .unwrap_or(false)
+            })
         })?;
         let owner = link.owner().ok_or(LinkError::KeyMismatch)?;
         Ok(GroupAccess::Member { owner })
@@ -197,7 +201,10 @@ impl Backend {
     /// # Errors
     /// [`Error::GroupNotFound`].
     pub fn group(&self, id: &GroupId) -> Result<Group> {
-        self.groups_map().get(id).cloned().ok_or(Error::GroupNotFound)
+        self.groups_map()
+            .get(id)
+            .cloned()
+            .ok_or(Error::GroupNotFound)
     }
 
     /// A link that lets others into the group. Whoever has it has what it grants; it cannot be taken back.

@@ -32,25 +32,24 @@ impl StateKey {
     /// The key from the protected store; a new one if nothing was ever sealed.
     pub(crate) async fn load(api: &VeilidAPI, state_is_empty: bool) -> Result<Self> {
         let stored = api.load_user_secret(NAME.into()).await.map_err(keyring)?;
-        let bytes: Zeroizing<[u8; 32]> = match stored.map(Zeroizing::new) {
-            Some(bytes) => Zeroizing::new(bytes.as_slice().try_into().map_err(|_| {
-                Error::StateDamaged {
-                    what: "the state key",
+        let bytes: Zeroizing<[u8; 32]> =
+            match stored.map(Zeroizing::new) {
+                Some(bytes) => Zeroizing::new(bytes.as_slice().try_into().map_err(|_| {
+                    Error::StateDamaged {
+                        what: "the state key",
+                    }
+                })?),
+                None if state_is_empty => {
+                    let mut bytes = Zeroizing::new([0; 32]);
+                    getrandom::fill(&mut *bytes).map_err(|_| Error::Randomness)?;
+                    api.save_user_secret(NAME.into(), bytes.to_vec())
+                        .await
+                        .map_err(keyring)?;
+                    bytes
                 }
-            })?),
-            None if state_is_empty => {
-                let mut bytes = Zeroizing::new([0; 32]);
-                getrandom::fill(&mut *bytes).map_err(|_| Error::Randomness)?;
-                api.save_user_secret(NAME.into(), bytes.to_vec())
-                    .await
-                    .map_err(keyring)?;
-                bytes
-            }
-            None => return Err(Error::KeyLost),
-        };
-        Ok(Self(
-            SubKey::from_bytes(*bytes).derive(Purpose::LocalState),
-        ))
+                None => return Err(Error::KeyLost),
+            };
+        Ok(Self(SubKey::from_bytes(*bytes).derive(Purpose::LocalState)))
     }
 
     /// Seals `plain`, so that it opens only under the same `row`.

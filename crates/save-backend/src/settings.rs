@@ -64,7 +64,10 @@ impl NetworkSettings {
         if self.detect_address_changes.is_some() {
             network.detect_address_changes = self.detect_address_changes;
         }
-        set(&mut network.dht.remote_max_records, &self.remote_max_records);
+        set(
+            &mut network.dht.remote_max_records,
+            &self.remote_max_records,
+        );
         set(
             &mut network.dht.remote_max_storage_space_mb,
             &self.remote_max_storage_space_mb,
@@ -119,7 +122,10 @@ mod tests {
         .unwrap();
         let mut config = VeilidConfig::new("test", "", "", Some("/x"), Some("/x"));
         settings.apply(&mut config).unwrap();
-        assert_eq!(config.network.network_key_password.as_deref(), Some("devnet"));
+        assert_eq!(
+            config.network.network_key_password.as_deref(),
+            Some("devnet")
+        );
         assert_eq!(config.network.dht.remote_max_records, 20000);
         assert_eq!(config.capabilities.disable.len(), 1);
         assert!(serde_json::from_str::<NetworkSettings>(r#"{"netwrok_key":"x"}"#).is_err());

@@ -72,11 +72,12 @@ impl State {
             repo: secrets.repo.to_string(),
             me: secrets.me.clone(),
         };
-        let json = Zeroizing::new(serde_json::to_vec(&stored).map_err(|_| {
-            Error::StateDamaged {
-                what: "a group's keys",
-            }
-        })?);
+        let json =
+            Zeroizing::new(
+                serde_json::to_vec(&stored).map_err(|_| Error::StateDamaged {
+                    what: "a group's keys",
+                })?,
+            );
         self.store(&row(&secrets.access.public_key()), &json).await
     }
 

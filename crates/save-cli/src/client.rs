@@ -16,7 +16,7 @@ use crate::protocol::{Call, Frame, FrameCodec, PROTOCOL_VERSION};
 use crate::settings::Settings;
 use crate::socket;
 
-/// How long withdrawing this device's tunnels may take.
+/// How long a backend may take to end: the tunnels' withdrawal has its own limit of three seconds within it.
 pub const STOP_LIMIT: Duration = Duration::from_millis(4_700);
 /// How often a directory is tried that another command uses.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);

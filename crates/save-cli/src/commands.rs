@@ -88,12 +88,25 @@ fn usage(error: &clap::Error, line: &[OsString]) -> ExitCode {
 }
 
 fn log(common: &Common) {
-    let default = match common.verbose {
-        0 => "error,veilid_core=off",
-        1 => "info,veilid_core=warn",
-        2 => "debug,veilid_core=info",
-        _ => "debug",
+    // Veilid logs under many short names, and reports as errors what is none, such as an address that nobody can reach.
+    let (all, own) = match common.verbose {
+        0 => ("off", "error"),
+        1 => ("off", "info"),
+        2 => ("info", "debug"),
+        _ => ("debug", "trace"),
     };
+    let crates = [
+        "save_cli",
+        "save_backend",
+        "group",
+        "repo",
+        "tunnels",
+        "store_adapter",
+        "dht_records",
+    ];
+    let default = crates.iter().fold(all.to_owned(), |filter, name| {
+        format!("{filter},{name}={own}")
+    });
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     tracing_subscriber::fmt()
@@ -356,9 +369,17 @@ async fn run(settings: &Settings, printer: &mut Printer, signals: &mut Signals) 
     let begin = Instant::now();
     let stopped = signals.or_exit(client::stop(&backend)).await;
     served?;
-    stopped?;
+    let complete = match stopped {
+        Ok(()) => true,
+        // Withdrawing the tunnels and closing the store have limits that are shorter, so only Veilid itself is late.
+        Err(Error::SlowStop { .. }) => false,
+        Err(error) => return Err(error),
+    };
     let milliseconds = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let _ = printer.item(&Item::Stopped { milliseconds });
+    let _ = printer.item(&Item::Stopped {
+        milliseconds,
+        complete,
+    });
     Ok(())
 }
 

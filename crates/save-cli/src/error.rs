@@ -138,6 +138,12 @@ pub enum Error {
         /// The time allowed.
         limit: Duration,
     },
+    /// Nobody on the network knows the group, or nobody who does is online.
+    #[error("the group does not answer; tried for {} s (see --timeout)", .limit.as_secs())]
+    GroupDoesNotAnswer {
+        /// The time allowed.
+        limit: Duration,
+    },
     /// None of the members that were asked answered.
     #[error("no member answered")]
     NobodyAnswered,
@@ -247,7 +253,9 @@ impl Error {
             | Self::NoHome
             | Self::BadSettings { .. } => Code::Io,
             Self::WrongLength { .. } => Code::Damaged,
-            Self::Silence { .. } | Self::NobodyAnswered => Code::NoAnswer,
+            Self::Silence { .. } | Self::GroupDoesNotAnswer { .. } | Self::NobodyAnswered => {
+                Code::NoAnswer
+            }
             Self::AlreadyRunning { .. } | Self::DirectoryInUse { .. } => Code::DirectoryInUse,
             Self::NoKeyStorage { .. } => Code::KeyStorage,
             Self::Protocol { .. } => Code::Protocol,
@@ -263,6 +271,7 @@ impl Error {
             Self::Remote(failure) => failure.retryable,
             Self::NoSuchFile { asked, .. } => !asked,
             Self::Silence { .. }
+            | Self::GroupDoesNotAnswer { .. }
             | Self::NobodyAnswered
             | Self::DirectoryInUse { .. }
             | Self::ConnectionLost

@@ -170,10 +170,12 @@ pub enum Item {
     },
     /// `save run` has reached the network.
     Online,
-    /// `save run` has ended, and has withdrawn its tunnels.
+    /// `save run` has ended; everything is on disk.
     Stopped {
         /// How long it took.
         milliseconds: u64,
+        /// Whether the Veilid node ended in order. Otherwise it was waiting for others who do not answer, and was cut off.
+        complete: bool,
     },
 }
 

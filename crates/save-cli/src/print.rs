@@ -254,7 +254,7 @@ fn describe(item: &Item) -> Described {
             clean(&directory.to_string_lossy())
         )),
         Item::Online => Described::Note("online: others can fetch this device's files".to_owned()),
-        Item::Stopped { milliseconds } => {
+        Item::Stopped { milliseconds, .. } => {
             Described::Note(format!("stopped after {milliseconds} ms"))
         }
     }

@@ -23,7 +23,10 @@ impl Context<'_> {
     pub(super) async fn join(&self, link: &Secret, me: &str) -> Result<()> {
         let link = Link::parse(link.expose())?;
         self.online().await?;
-        let group = self.backend.join_group(&link, me).await?;
+        self.output.progress(Stage::Finding, 0, None);
+        let group = tokio::time::timeout(self.limit, self.backend.join_group(&link, me))
+            .await
+            .map_err(|_| Error::GroupDoesNotAnswer { limit: self.limit })??;
         self.output.item(group_item(&group)).await?;
         self.publication(&group.id).await
     }
