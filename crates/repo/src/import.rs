@@ -23,7 +23,7 @@ pub(crate) struct Imported {
     pub(crate) plain_hash: [u8; 32],
 }
 
-/// Reads to the end, seals, and stores. Dropping it leaves nothing behind.
+/// Reads to the end, seals, and stores. Dropping it leaves no blob; what was written so far goes when the store is opened next.
 pub(crate) async fn import<R: AsyncRead + Unpin>(
     store: &VeilidStore,
     keys: &FileKeys,

@@ -248,9 +248,10 @@ async fn sealed_bytes(store: &VeilidStore, blob: Hash, range: Range<u64>) -> Res
             // Leaves are whole chunks in ascending order, so the first can begin before the range and the last end after.
             EncodedItem::Leaf(leaf) => {
                 let next = range.start + bytes.len() as u64;
-                let skip = to_usize(next.saturating_sub(leaf.offset)).min(leaf.data.len());
-                let rest = leaf.data.slice(skip..);
-                bytes.extend_from_slice(&rest[..rest.len().min(len - bytes.len())]);
+                let skip = to_usize(next.checked_sub(leaf.offset).ok_or_else(short)?);
+                let rest = leaf.data.get(skip..).unwrap_or_default();
+                let wanted = rest.get(..len - bytes.len()).unwrap_or(rest);
+                bytes.extend_from_slice(wanted);
             }
             EncodedItem::Error(error) => return Err(blobs(error)),
             EncodedItem::Size(_) | EncodedItem::Parent(_) | EncodedItem::Done => {}

@@ -28,6 +28,8 @@ const FORMAT: &str = "save-store files 1\n";
 const FORMAT_FILE: &str = "format";
 const LOCK_FILE: &str = "lock";
 const INDEX_FILE: &str = "blobs.db";
+/// Where iroh's file store writes a blob until it knows the hash.
+const TEMP_DIR: &str = "temp";
 const ROOT_PREFIX: &str = "root/";
 
 /// How a store is opened.
@@ -463,7 +465,20 @@ fn prepare(dir: &Path) -> Result<File> {
         }
         Err(source) => return Err(io(source)),
     }
+    remove_orphans(&dir.join(TEMP_DIR)).map_err(io)?;
     Ok(lock)
+}
+
+/// Removes what imports left that were dropped, or that the end of the process cut off. iroh's file store never does.
+fn remove_orphans(temp: &Path) -> io::Result<()> {
+    let entries = match std::fs::read_dir(temp) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        std::fs::remove_file(entry?.path())?;
+    }
+    Ok(())
 }
 
 /// Renamed into place, so that a crash leaves either no format file or a whole one.

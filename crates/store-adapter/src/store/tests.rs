@@ -262,6 +262,17 @@ async fn damage_and_foreign_formats_are_told_apart_and_left_alone() {
 }
 
 #[tokio::test]
+async fn what_a_dropped_import_left_goes_at_the_next_opening() {
+    let dir = tempfile::tempdir().unwrap();
+    open(&dir).await.close().await.unwrap();
+    let orphan = dir.path().join(TEMP_DIR).join("0123.temp");
+    std::fs::write(&orphan, "half of a blob").unwrap();
+    let store = open(&dir).await;
+    assert!(!orphan.exists());
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn names_of_roots_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir).await;
