@@ -1,0 +1,242 @@
+//! Links, addresses, routes and queues, through netlink.
+//!
+//! Each function opens a netlink socket on the thread that it runs on, so it acts in that
+//! thread's network namespace.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, AsRawFd as _};
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST};
+use rtnetlink::packet_core::{DefaultNla, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
+use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use crate::rate::TokenBucket;
+use crate::{Error, Result};
+
+/// The name of a host's network interface inside its namespace.
+pub(crate) const HOST_LINK: &str = "eth0";
+
+/// The addresses of one host and of the router's end of its link.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Addresses {
+    pub(crate) v4: Ipv4Addr,
+    pub(crate) v6: Ipv6Addr,
+    router_v6: Ipv6Addr,
+}
+
+/// The router's address on every link.
+const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(192, 88, 99, 254);
+
+impl Addresses {
+    /// Veilid publishes itself only on addresses that it counts as global; these two ranges are
+    /// counted so, and nobody routes them.
+    pub(crate) fn of(index: u8) -> Self {
+        let network = u16::from(index);
+        Self {
+            v4: Ipv4Addr::new(192, 88, 99, index),
+            v6: Ipv6Addr::new(0x3fff, 0, network, 0, 0, 0, 0, 2),
+            router_v6: Ipv6Addr::new(0x3fff, 0, network, 0, 0, 0, 0, 1),
+        }
+    }
+}
+
+/// Brings the loopback interface of this namespace up.
+pub(crate) async fn bring_loopback_up() -> Result<()> {
+    let netlink = connect()?;
+    set_up(&netlink, "lo", true).await
+}
+
+/// On the router: makes the link to a host, whose end goes straight into the host's namespace.
+pub(crate) async fn create(name: &str, host: impl AsFd, addresses: Addresses) -> Result<()> {
+    let netlink = connect()?;
+    let peer = LinkMessageBuilder::<LinkUnspec>::new()
+        .name(HOST_LINK.to_owned())
+        .append_extra_attribute(LinkAttribute::NetNsFd(host.as_fd().as_raw_fd()))
+        .build();
+    let pair = LinkVeth::new(name, HOST_LINK)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+        .build();
+    netlink
+        .link()
+        .add(pair)
+        .execute()
+        .await
+        .map_err(Error::netlink("making a link"))?;
+    add_address(&netlink, index(&netlink, name).await?, ROUTER_V4.into(), 32).await?;
+    raise(name, addresses).await
+}
+
+/// On the router: takes the link up and gives it what the kernel drops when a link goes down.
+pub(crate) async fn raise(name: &str, addresses: Addresses) -> Result<()> {
+    let netlink = connect()?;
+    set_up(&netlink, name, true).await?;
+    let link = index(&netlink, name).await?;
+    add_address(&netlink, link, addresses.router_v6.into(), 64).await?;
+    let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(addresses.v4, 32)
+        .output_interface(link)
+        .scope(RouteScope::Link)
+        .build();
+    netlink
+        .route()
+        .add(route)
+        .replace()
+        .execute()
+        .await
+        .map_err(Error::netlink("adding a route to a host"))
+}
+
+/// On the router: takes the link down.
+pub(crate) async fn lower(name: &str) -> Result<()> {
+    set_up(&connect()?, name, false).await
+}
+
+/// On a host: its addresses and default routes, once the link is there.
+pub(crate) async fn configure_host(addresses: Addresses) -> Result<()> {
+    let netlink = connect()?;
+    set_up(&netlink, "lo", true).await?;
+    let link = index(&netlink, HOST_LINK).await?;
+    add_address(&netlink, link, addresses.v4.into(), 32).await?;
+    add_address(&netlink, link, addresses.v6.into(), 64).await?;
+    set_up(&netlink, HOST_LINK, true).await?;
+    // The gateway is in no network of this host, hence on-link.
+    let v4 = RouteMessageBuilder::<Ipv4Addr>::new()
+        .gateway(ROUTER_V4)
+        .output_interface(link)
+        .onlink()
+        .build();
+    let v6 = RouteMessageBuilder::<Ipv6Addr>::new()
+        .gateway(addresses.router_v6)
+        .output_interface(link)
+        .build();
+    for route in [v4, v6] {
+        netlink
+            .route()
+            .add(route)
+            .replace()
+            .execute()
+            .await
+            .map_err(Error::netlink("adding a default route"))?;
+    }
+    Ok(())
+}
+
+/// Puts a token bucket before what leaves by a link, or takes it away.
+pub(crate) async fn shape(name: &str, bucket: Option<TokenBucket>) -> Result<()> {
+    let mut netlink = connect()?;
+    let link = index(&netlink, name).await?;
+    let current = queueing(name).await?;
+    let mut message = TcMessage::with_index(link.cast_signed());
+    message.header.parent = TcHandle::ROOT;
+    let request = match bucket {
+        None if current != TokenBucket::KIND => return Ok(()),
+        None => {
+            let mut request = NetlinkMessage::from(RouteNetlinkMessage::DelQueueDiscipline(message));
+            request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+            request
+        }
+        Some(bucket) => {
+            message
+                .attributes
+                .push(TcAttribute::Kind(TokenBucket::KIND.to_owned()));
+            let options = bucket
+                .attributes()
+                .map(|(kind, value)| TcOption::Other(DefaultNla::new(kind, value)));
+            message
+                .attributes
+                .push(TcAttribute::Options(options.into()));
+            let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(message));
+            request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+            request
+        }
+    };
+    let action = "changing a link's rate";
+    let mut answers = netlink.request(request).map_err(Error::netlink(action))?;
+    while let Some(answer) = answers.next().await {
+        if let NetlinkPayload::Error(error) = answer.payload
+            && error.code.is_some()
+        {
+            return Err(Error::netlink(action)(rtnetlink::Error::NetlinkError(error)));
+        }
+    }
+    Ok(())
+}
+
+/// The kind of the queue before what leaves by a link, such as `noqueue` or `tbf`.
+pub(crate) async fn queueing(name: &str) -> Result<String> {
+    let netlink = connect()?;
+    let link = index(&netlink, name).await?.cast_signed();
+    let mut queues = netlink.qdisc().get().index(link).execute();
+    while let Some(queue) = queues
+        .try_next()
+        .await
+        .map_err(Error::netlink("reading a link's queue"))?
+    {
+        if queue.header.index != link || queue.header.parent != TcHandle::ROOT {
+            continue;
+        }
+        for attribute in queue.attributes {
+            if let TcAttribute::Kind(kind) = attribute {
+                return Ok(kind);
+            }
+        }
+    }
+    Ok("noqueue".to_owned())
+}
+
+fn connect() -> Result<Handle> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(|source| Error::System {
+        action: "opening a netlink socket",
+        source,
+    })?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+async fn index(netlink: &Handle, name: &str) -> Result<u32> {
+    let action = "finding a link";
+    let found = netlink
+        .link()
+        .get()
+        .match_name(name.to_owned())
+        .execute()
+        .try_next()
+        .await
+        .map_err(Error::netlink(action))?;
+    match found {
+        Some(link) => Ok(link.header.index),
+        None => Err(Error::netlink(action)(rtnetlink::Error::RequestFailed)),
+    }
+}
+
+async fn set_up(netlink: &Handle, name: &str, up: bool) -> Result<()> {
+    let link = LinkUnspec::new_with_index(index(netlink, name).await?);
+    let link = if up { link.up() } else { link.down() };
+    netlink
+        .link()
+        .set(link.build())
+        .execute()
+        .await
+        .map_err(Error::netlink("taking a link up or down"))
+}
+
+async fn add_address(netlink: &Handle, link: u32, address: IpAddr, prefix: u8) -> Result<()> {
+    let mut request = netlink.address().add(link, address, prefix).replace();
+    if address.is_ipv6() {
+        // There is nobody else on the link, and waiting for the duplicate check costs seconds.
+        request
+            .message_mut()
+            .attributes
+            .push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
+    request
+        .execute()
+        .await
+        .map_err(Error::netlink("adding an address"))
+}
