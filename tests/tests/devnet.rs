@@ -103,11 +103,7 @@ async fn answer_calls(node: &Node) -> RouteBlob {
         .await
 }
 
-async fn call(
-    node: &Node,
-    route: &RouteBlob,
-    message: Vec<u8>,
-) -> Result<Vec<u8>, VeilidAPIError> {
+async fn call(node: &Node, route: &RouteBlob, message: Vec<u8>) -> Result<Vec<u8>, VeilidAPIError> {
     let (api, blob) = (node.api().clone(), route.blob.clone());
     node.host()
         .run(async move {
@@ -153,7 +149,10 @@ async fn records_set_on_one_are_read_on_the_other(writer: &Node, reader: &Node) 
 async fn chaos_can_be_set_and_taken_back(node: &Node) {
     let settings = |node: &Node| {
         let (api, host) = (node.api().clone(), node.host().clone());
-        async move { host.run(async move { api.debug("chaos".to_owned()).await }).await }
+        async move {
+            host.run(async move { api.debug("chaos".to_owned()).await })
+                .await
+        }
     };
     let good = settings(node).await.unwrap();
     for preset in [

@@ -217,7 +217,10 @@ impl Host {
             .router
             .run(async move { links::shape(&link, bucket).await })
             .await??;
-        self.inner.thread.run(links::shape(HOST_LINK, bucket)).await?
+        self.inner
+            .thread
+            .run(links::shape(HOST_LINK, bucket))
+            .await?
     }
 
     pub(crate) fn thread(&self) -> &NamespaceThread {

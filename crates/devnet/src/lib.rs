@@ -58,8 +58,9 @@ pub use settings::{ChaosPreset, NetworkSettings};
 /// workspace's crates alone, since Veilid warns of much that is no fault. For binaries and tests;
 /// calls after the first do nothing.
 pub fn trace_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| "warn,veilid_core=off,veilid_tools=off,netlink_packet_route=error".into());
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| {
+        "warn,veilid_core=off,veilid_tools=off,netlink_packet_route=error".into()
+    });
     // An error means that a subscriber is there already, which then stays.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

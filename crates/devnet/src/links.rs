@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd as _};
 
 use futures::{StreamExt as _, TryStreamExt as _};
-use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST};
 use rtnetlink::packet_core::{DefaultNla, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
@@ -137,7 +137,8 @@ pub(crate) async fn shape(name: &str, bucket: Option<TokenBucket>) -> Result<()>
     let request = match bucket {
         None if current != TokenBucket::KIND => return Ok(()),
         None => {
-            let mut request = NetlinkMessage::from(RouteNetlinkMessage::DelQueueDiscipline(message));
+            let mut request =
+                NetlinkMessage::from(RouteNetlinkMessage::DelQueueDiscipline(message));
             request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
             request
         }
@@ -151,7 +152,8 @@ pub(crate) async fn shape(name: &str, bucket: Option<TokenBucket>) -> Result<()>
             message
                 .attributes
                 .push(TcAttribute::Options(options.into()));
-            let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(message));
+            let mut request =
+                NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(message));
             request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
             request
         }
@@ -162,7 +164,9 @@ pub(crate) async fn shape(name: &str, bucket: Option<TokenBucket>) -> Result<()>
         if let NetlinkPayload::Error(error) = answer.payload
             && error.code.is_some()
         {
-            return Err(Error::netlink(action)(rtnetlink::Error::NetlinkError(error)));
+            return Err(Error::netlink(action)(rtnetlink::Error::NetlinkError(
+                error,
+            )));
         }
     }
     Ok(())

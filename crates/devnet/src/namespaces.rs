@@ -73,7 +73,10 @@ impl Obstacle {
     fn find(read: impl Fn(&str) -> Option<String>) -> Vec<Self> {
         let is = |path: &str, value: &str| read(path).is_some_and(|text| text.trim() == value);
         let mut found = Vec::new();
-        if is("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1") {
+        if is(
+            "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+            "1",
+        ) {
             found.push(Self::AppArmor);
         }
         if is("/proc/sys/kernel/unprivileged_userns_clone", "0") {
@@ -114,7 +117,10 @@ pub fn check() -> Result<()> {
     // SAFETY: runs between fork and exec, where only async-signal-safe calls are allowed. The
     // closure makes system calls on what was prepared before and does not allocate. It always
     // fails, so that the program is never started.
-    #[allow(unsafe_code, reason = "the only way to try a system call in a child process")]
+    #[allow(
+        unsafe_code,
+        reason = "the only way to try a system call in a child process"
+    )]
     unsafe {
         child.pre_exec(move || match plan.carry_out() {
             Ok(()) => Err(rustix::io::Errno::CANCELED.into()),
@@ -234,7 +240,10 @@ fn write(path: &std::ffi::CStr, bytes: &[u8]) -> rustix::io::Result<()> {
 pub(crate) fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
     // SAFETY: file descriptor tables are never unshared here, which is the one thing that makes
     // this call unsafe.
-    #[allow(unsafe_code, reason = "rustix marks the call unsafe for a flag that is not used")]
+    #[allow(
+        unsafe_code,
+        reason = "rustix marks the call unsafe for a flag that is not used"
+    )]
     unsafe {
         rustix::thread::unshare_unsafe(flags)
     }

@@ -88,7 +88,10 @@ impl NetworkSettings {
         if let Some(detect) = self.detect_address_changes {
             network.detect_address_changes = Some(detect);
         }
-        set(&mut network.dht.remote_max_records, &self.remote_max_records);
+        set(
+            &mut network.dht.remote_max_records,
+            &self.remote_max_records,
+        );
         set(
             &mut network.dht.remote_max_storage_space_mb,
             &self.remote_max_storage_space_mb,

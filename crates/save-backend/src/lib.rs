@@ -1,1 +1,28 @@
-//! x
+#![doc = include_str!("../README.md")]
+// Veilid's futures are nested deeper than the default allows to look.
+#![recursion_limit = "256"]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod backend;
+mod builder;
+mod error;
+mod events;
+mod groups;
+mod keys;
+mod kind;
+pub mod link;
+mod settings;
+mod state;
+
+pub use backend::{Backend, GroupStatus, Status};
+pub use builder::BackendBuilder;
+pub use error::{Error, Result};
+pub use events::{Event, EventKind, EventStream};
+pub use group::{Fault, Ignored, ListedFile, Member};
+pub use groups::{GroupId, GroupInfo, NewFile, Progress, ProgressState};
+pub use keys::KeyStorage;
+pub use kind::ErrorKind;
+pub use link::*;
+pub use repo::{Clock, Entry, EntryPath, FileReader, PathError, SystemClock};
+pub use settings::NetworkSettings;
+pub use veilid_core::PublicKey;

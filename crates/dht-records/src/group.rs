@@ -1,0 +1,279 @@
+//! The record of a group: its metadata and its members' slots.
+
+use serde::{Deserialize, Serialize};
+use veilid_core::{KeyPair, PublicKey, RecordKey};
+
+use crate::access::GroupAccess;
+use crate::contexts::Purpose;
+use crate::error::Result;
+use crate::record::{Fetch, Layout, Published, Record, Stamped, Watch};
+use crate::records::Records;
+use crate::slot::{Leave, SLOTS, Slot, SlotContext, SlotIndex, SlotRoot, SlotValue};
+use crate::value::{Opened, ValueKey};
+
+#[cfg(doc)]
+use crate::error::Error;
+
+/// The metadata of a group, in subkey 0. Unknown fields are ignored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupMetadata {
+    /// The group's name.
+    pub name: String,
+}
+
+/// A handle of a group's record. Cheap to clone.
+///
+/// Reads with [`Fetch::Cached`] and all writes work offline: a write is durable in the cache when it returns, and
+/// [`GroupRecord::publish`] sends it. Reads with [`Fetch::Network`] fail with [`Error::Offline`] while nobody answers
+/// and with [`Error::RecordNotFound`] where nobody knows the record, or with [`Error::Timeout`].
+#[derive(Clone)]
+pub struct GroupRecord {
+    record: Record,
+    access: GroupAccess,
+    names: Option<ValueKey>,
+}
+
+impl GroupRecord {
+    /// Makes the record of a new group in the local store. Needs no network; making it twice does no harm.
+    ///
+    /// # Errors
+    /// [`Error::Veilid`] if Veilid refuses.
+    pub async fn create(records: &Records, owner: KeyPair) -> Result<Self> {
+        let access = GroupAccess::Member {
+            owner: owner.clone(),
+        };
+        let record = Record::create(records, Layout::Group, &access, owner).await?;
+        Ok(Self::new(record, access))
+    }
+
+    /// A handle of a group's record. Asks nobody: the record is opened when the network is first needed.
+    ///
+    /// # Errors
+    /// [`Error::Veilid`] if the public key is not one.
+    pub async fn attach(records: &Records, access: GroupAccess) -> Result<Self> {
+        let public = access.public_key();
+        let record = Record::attach(
+            records,
+            Layout::Group,
+            &access,
+            public,
+            access.owner().cloned(),
+        )
+        .await?;
+        Ok(Self::new(record, access))
+    }
+
+    fn new(record: Record, access: GroupAccess) -> Self {
+        let names = access
+            .content()
+            .map(|key| ValueKey::new(key.derive(Purpose::SlotName)));
+        Self {
+            record,
+            access,
+            names,
+        }
+    }
+
+    /// The group's public key.
+    pub fn public_key(&self) -> &PublicKey {
+        self.record.owner()
+    }
+
+    /// The key of the record, bare: it follows from the public key.
+    pub fn record_key(&self) -> &RecordKey {
+        self.record.key()
+    }
+
+    /// The keys of the group that this handle has.
+    #[must_use]
+    pub fn access(&self) -> &GroupAccess {
+        &self.access
+    }
+
+    /// Whether this handle can write.
+    #[must_use]
+    pub fn writable(&self) -> bool {
+        self.record.writable()
+    }
+
+    /// The metadata; `None` if there is none yet.
+    ///
+    /// # Errors
+    /// [`Error::NoContentKey`] for a replica; those of the value; with [`Fetch::Network`] those of the network.
+    pub async fn metadata(&self, fetch: Fetch) -> Result<Option<Stamped<GroupMetadata>>> {
+        self.record.read_json(0, fetch).await
+    }
+
+    /// Sets the metadata, to be published. Gives its counter.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`]; [`Error::TooLarge`]; those of the cache.
+    pub async fn set_metadata(&self, metadata: &GroupMetadata) -> Result<u64> {
+        self.record.write_json(0, metadata).await
+    }
+
+    /// One slot; `None` if nobody ever wrote it.
+    ///
+    /// # Errors
+    /// [`Error::BadSignature`]; those of the value; with [`Fetch::Network`] those of the network.
+    pub async fn slot(&self, index: SlotIndex, fetch: Fetch) -> Result<Option<Stamped<SlotValue>>> {
+        match self.record.read(index.get(), fetch).await? {
+            None => Ok(None),
+            Some(opened) => self.open_slot(index, &opened).await.map(Some),
+        }
+    }
+
+    /// All slots that anybody ever wrote, in ascending order. One that does not open or verify is an error in its place
+    /// and does not stop the others.
+    ///
+    /// With [`Fetch::Network`]: one inspection of the record, then the slots that changed, 16 at a time.
+    ///
+    /// # Errors
+    /// Those of the cache; with [`Fetch::Network`] those of the network.
+    pub async fn slots(
+        &self,
+        fetch: Fetch,
+    ) -> Result<Vec<(SlotIndex, Result<Stamped<SlotValue>>)>> {
+        let mut failed = match fetch {
+            Fetch::Cached => Vec::new(),
+            Fetch::Network => self.record.refresh(1..=SLOTS).await?,
+        };
+        let mut slots = Vec::new();
+        for subkey in self.record.known().await? {
+            let Ok(index) = SlotIndex::new(subkey) else {
+                continue;
+            };
+            if failed.iter().any(|(failed, _)| *failed == subkey) {
+                continue;
+            }
+            let slot = match self.record.cached(subkey).await {
+                Ok(None) => continue,
+                Ok(Some(opened)) => self.open_slot(index, &opened).await,
+                Err(error) => Err(error),
+            };
+            slots.push((index, slot));
+        }
+        for (subkey, error) in failed.drain(..) {
+            slots.push((SlotIndex::new(subkey)?, Err(error)));
+        }
+        slots.sort_by_key(|(index, _)| *index);
+        Ok(slots)
+    }
+
+    /// Signs a member's slot for one index of this group, with their name sealed under the content key.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] for a name above [`MAX_NAME`](crate::MAX_NAME) bytes; [`Error::NoContentKey`] for a name on a
+    /// replica.
+    pub async fn sign_slot(
+        &self,
+        index: SlotIndex,
+        repo: &KeyPair,
+        root: Option<SlotRoot>,
+        name: Option<&str>,
+    ) -> Result<Slot> {
+        self.slot_context().sign(index, repo, root, name).await
+    }
+
+    /// Signs a member's leave for one index of this group.
+    ///
+    /// # Errors
+    /// [`Error::Veilid`] if Veilid does not sign with this key.
+    pub async fn sign_leave(&self, index: SlotIndex, repo: &KeyPair) -> Result<Leave> {
+        self.slot_context().sign_leave(index, repo).await
+    }
+
+    /// Sets a slot, to be published. Gives its counter. Whether another writer had it first, `publish` tells.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`]; [`Error::SlotIndexMismatch`]; [`Error::BadSignature`] for a slot of another group; those of
+    /// the cache.
+    pub async fn set_slot(&self, index: SlotIndex, value: &SlotValue) -> Result<u64> {
+        let payload = self.slot_context().write_payload(index, value).await?;
+        self.record.write(index.get(), &payload).await
+    }
+
+    /// Clears a slot, to be published: an empty value under the next counter, because a DHT cannot unset.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`]; those of the cache.
+    pub async fn clear_slot(&self, index: SlotIndex) -> Result<u64> {
+        self.record.write(index.get(), &[]).await
+    }
+
+    /// Gives up a slot that is not published, such as one where a newer program's value stands, which `publish` refuses
+    /// to replace. The slot is not known here until it is read from the network again.
+    ///
+    /// # Errors
+    /// Those of the cache.
+    pub async fn discard_slot(&self, index: SlotIndex) -> Result<()> {
+        self.record.discard(index.get()).await
+    }
+
+    /// Publishes what is not published: each value is sent, flushed, and read back from other nodes. See [`Published`]
+    /// for what can become of a value.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`]; [`Error::Offline`]; others if nothing could be tried at all.
+    pub async fn publish(&self) -> Result<Published> {
+        self.record.publish().await
+    }
+
+    /// The subkeys that are not published.
+    ///
+    /// # Errors
+    /// Those of the cache.
+    pub async fn unpublished(&self) -> Result<Vec<u32>> {
+        self.record.unpublished().await
+    }
+
+    /// Watches the record. Works offline too; it begins when the network is there.
+    ///
+    /// # Errors
+    /// None at present.
+    pub async fn watch(&self) -> Result<Watch> {
+        Watch::new(self.record.clone()).await
+    }
+
+    /// Closes the record for all its handles and ends their watches. The next call that needs the network opens it
+    /// again, which also makes Veilid look whether the network still has it.
+    pub async fn close(&self) {
+        self.record.core.close().await;
+    }
+
+    /// Closes the record, takes it out of the local store, and forgets what was remembered of it. Not its copies on the
+    /// network, which fade when nobody opens it any more.
+    ///
+    /// # Errors
+    /// [`Error::Veilid`]; those of the cache.
+    pub async fn forget(&self) -> Result<()> {
+        self.record.forget().await
+    }
+
+    fn slot_context(&self) -> SlotContext<'_> {
+        SlotContext {
+            api: self.record.api(),
+            group: self.record.owner(),
+            record: &self.record.core.opaque,
+            names: self.names.as_ref(),
+        }
+    }
+
+    async fn open_slot(&self, index: SlotIndex, opened: &Opened) -> Result<Stamped<SlotValue>> {
+        Ok(Stamped {
+            counter: opened.counter,
+            value: self
+                .slot_context()
+                .read_payload(index, &opened.payload)
+                .await?,
+        })
+    }
+}
+
+impl std::fmt::Debug for GroupRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GroupRecord")
+            .field("access", &self.access)
+            .finish_non_exhaustive()
+    }
+}

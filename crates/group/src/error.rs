@@ -1,0 +1,101 @@
+//! What can go wrong in a group.
+
+use std::{io, time::Duration};
+
+use iroh_blobs::Hash;
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong in a group.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A DHT record could not be read or written. Ask its own `is_retryable`.
+    #[error("a group or repo record failed")]
+    Records(#[from] dht_records::Error),
+    /// A data repository failed. Ask its own `is_retryable`.
+    #[error("a data repository failed")]
+    Repo(#[from] repo::Error),
+    /// A tunnel failed. Ask its own `is_retryable`.
+    #[error("a tunnel failed")]
+    Tunnel(#[from] tunnels::Error),
+    /// The local blob store failed; a full disk shows up here.
+    #[error("the local blob store failed")]
+    Store(#[source] io::Error),
+    /// The store's adapter failed.
+    #[error("the local blob store failed")]
+    StoreAdapter(#[from] store_adapter::Error),
+    /// Veilid refused a call, most often because the node is shutting down.
+    #[error("the Veilid node refused a call")]
+    Veilid(#[from] veilid_core::VeilidAPIError),
+    /// All 1,023 slots of the group are taken.
+    #[error("the group is full: all {slots} slots are taken")]
+    GroupFull {
+        /// How many slots a group has.
+        slots: usize,
+    },
+    /// The DHT knows no such group, or none of its holders is online. Retry when the network is better.
+    #[error("the group does not answer")]
+    GroupDoesNotAnswer,
+    /// Nobody in the group has this repo key.
+    #[error("no member of the group has this repo key")]
+    NoSuchMember,
+    /// The member has published no tunnel, or none that answers. Retry when they are online.
+    #[error("the member does not answer")]
+    MemberDoesNotAnswer,
+    /// Nobody who is online has these blobs. Retry when others are.
+    #[error("nobody who is online has {} of the wanted blobs", missing.len())]
+    NobodyHas {
+        /// The blobs that are still missing.
+        missing: Vec<Hash>,
+    },
+    /// A blob is larger than what its place in a collection allows; its publisher is broken or hostile.
+    #[error("a blob is larger than {limit} bytes allow")]
+    TooLarge {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// A message of another member is malformed.
+    #[error("malformed message: {what}")]
+    BadMessage {
+        /// Which part.
+        what: &'static str,
+    },
+    /// The group was opened with keys that cannot do this.
+    #[error("this group can be read only")]
+    ReadOnly,
+    /// Nothing came within the time allowed. Retry.
+    #[error("no answer within {} s", limit.as_secs())]
+    Timeout {
+        /// The time allowed.
+        limit: Duration,
+    },
+    /// The group has been closed.
+    #[error("the group has been closed")]
+    Closed,
+}
+
+impl Error {
+    /// Whether the same call can succeed later without a change by the caller.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Records(e) => e.is_retryable(),
+            Self::Repo(e) => e.is_retryable(),
+            Self::Tunnel(e) => e.is_retryable(),
+            Self::StoreAdapter(e) => e.is_retryable(),
+            Self::GroupDoesNotAnswer
+            | Self::MemberDoesNotAnswer
+            | Self::NobodyHas { .. }
+            | Self::Timeout { .. } => true,
+            Self::Store(_)
+            | Self::Veilid(_)
+            | Self::GroupFull { .. }
+            | Self::NoSuchMember
+            | Self::TooLarge { .. }
+            | Self::BadMessage { .. }
+            | Self::ReadOnly
+            | Self::Closed => false,
+        }
+    }
+}

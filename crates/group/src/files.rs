@@ -1,0 +1,245 @@
+//! The group's files: everybody's lists, and the files themselves.
+
+use std::time::Duration;
+
+use dht_records::Fetch;
+use futures::{StreamExt, stream::FuturesUnordered};
+use repo::{Entry, EntryPath, FileReader, Repo, Source, WriteOptions, seal::Layout};
+use tokio::time::timeout;
+use veilid_core::PublicKey;
+
+use crate::{
+    Error, Group, Ignored, Result,
+    fetch::{self, Want},
+    members,
+    progress::{FetchState, OnProgress, Reporter},
+};
+
+/// How long a ping waits for an answer.
+const PING: Duration = Duration::from_secs(30);
+
+/// A file of some member.
+#[derive(Clone, Debug)]
+pub struct ListedFile {
+    /// The member's repo.
+    pub repo: PublicKey,
+    /// The member's name, where known.
+    pub member: Option<String>,
+    /// Whether it is this member's own.
+    pub is_self: bool,
+    /// The file.
+    pub entry: Entry,
+    /// Whether all of it is on this device.
+    pub here: bool,
+}
+
+impl Group {
+    /// Adds files to this member's repo, as one change. They are stored here when this returns, and published in the background.
+    ///
+    /// # Errors
+    /// Those of the repo; nothing is changed then.
+    pub async fn put(&self, files: Vec<(EntryPath, Source, WriteOptions)>) -> Result<Vec<Entry>> {
+        let entries = self.own_repo().write_many(files).await?;
+        self.refresh_reach(self.own_repo()).await?;
+        self.inner.changed();
+        Ok(entries)
+    }
+
+    /// Takes a file out of this member's repo, and publishes that in the background.
+    ///
+    /// # Errors
+    /// Those of the repo, such as that there is no such file.
+    pub async fn delete(&self, path: &EntryPath) -> Result<()> {
+        self.own_repo().delete(path).await?;
+        self.refresh_reach(self.own_repo()).await?;
+        self.inner.changed();
+        Ok(())
+    }
+
+    /// Everybody's files. With `Fetch::Network` the members and their collections are brought up to date first, from whoever is
+    /// online; what cannot be had is listed as it was last seen.
+    ///
+    /// # Errors
+    /// With `Fetch::Network` those of reading the group's record.
+    pub async fn list(&self, fetch: Fetch) -> Result<Vec<ListedFile>> {
+        if matches!(fetch, Fetch::Network) {
+            self.refresh_members().await?;
+            self.sync_collections().await;
+        }
+        let mut files = Vec::new();
+        for member in self.members(Fetch::Cached).await? {
+            let repo = self.repo(&member.repo).await?;
+            for entry in repo.list().await? {
+                let here = self.is_here(&entry).await?;
+                files.push(ListedFile {
+                    repo: member.repo.clone(),
+                    member: member.name.clone(),
+                    is_self: member.is_self,
+                    entry,
+                    here,
+                });
+            }
+        }
+        Ok(files)
+    }
+
+    /// Whether all of a file is on this device.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn is_here(&self, entry: &Entry) -> Result<bool> {
+        fetch::is_complete(&self.inner.ctx.store, entry.blob).await
+    }
+
+    /// Which members have a file at a path, as far as their lists are here, and what they say of it.
+    ///
+    /// # Errors
+    /// Those of the local disk.
+    pub async fn find(&self, path: &EntryPath) -> Result<Vec<(PublicKey, Entry)>> {
+        let mut found = Vec::new();
+        for member in self.members(Fetch::Cached).await? {
+            let repo = self.repo(&member.repo).await?;
+            if let Some(entry) = repo.entry(path).await? {
+                found.push((member.repo, entry));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Brings every member's collection here; who does not answer is left for later.
+    pub(crate) async fn sync_collections(&self) {
+        let own = self.own_repo().public_key().clone();
+        for known in self.known_members() {
+            if known.slot.repo == own {
+                continue;
+            }
+            if let Err(error) = self.sync_collection(&known.slot.repo).await {
+                tracing::debug!(%error, "a member's collection cannot be had now");
+            }
+        }
+    }
+
+    /// A member's file, fetched first where it is not here. Reading needs no network once all of it is here.
+    ///
+    /// # Errors
+    /// [`repo::Error::NoSuchFile`] within [`Error::Repo`]; [`Error::NobodyHas`], [`Error::MemberDoesNotAnswer`].
+    pub async fn read(
+        &self,
+        member: &PublicKey,
+        path: &EntryPath,
+        on_progress: Option<OnProgress>,
+    ) -> Result<FileReader> {
+        let repo = if *member == self.own_repo().public_key().clone() {
+            self.own_repo().clone()
+        } else {
+            self.known_member(member)?;
+            self.repo(member).await?
+        };
+        let entry = repo.entry(path).await?.ok_or(repo::Error::NoSuchFile)?;
+        self.bring_here(&repo, &entry, on_progress).await?;
+        Ok(repo.read(path).await?)
+    }
+
+    async fn bring_here(
+        &self,
+        repo: &Repo,
+        entry: &Entry,
+        on_progress: Option<OnProgress>,
+    ) -> Result<()> {
+        let size = Layout::of_plain(entry.size)
+            .map_err(repo::Error::from)?
+            .sealed_len();
+        if self.is_here(entry).await? {
+            let reporter = Reporter::new(size, Some(size), on_progress);
+            reporter.state(FetchState::Stored);
+            return Ok(());
+        }
+        let store = &self.inner.ctx.store;
+        let _held = store
+            .tags()
+            .temp_tag(entry.blob)
+            .await
+            .map_err(|e| Error::Store(std::io::Error::other(e)))?;
+        let done = fetch::bytes_here(store, entry.blob).await?.min(size);
+        let reporter = Reporter::new(done, Some(size), on_progress);
+        let want = Want {
+            hash: entry.blob,
+            size: Some(size),
+            limit: size,
+        };
+        self.fetch(&[want], &reporter).await?;
+        reporter.state(FetchState::Verifying);
+        if !self.is_here(entry).await? {
+            return Err(Error::NobodyHas {
+                missing: vec![entry.blob],
+            });
+        }
+        reporter.state(FetchState::Stored);
+        self.refresh_reach(repo).await
+    }
+
+    /// Calls all devices of a member and says how long the fastest took to answer.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMember`]; [`Error::MemberDoesNotAnswer`].
+    pub async fn ping(&self, member: &PublicKey) -> Result<Duration> {
+        self.known_member(member)?;
+        let repo = self.repo(member).await?;
+        for freshness in [Fetch::Cached, Fetch::Network] {
+            let peers = self.inner.peers.of(&repo, freshness).await?;
+            let mut pings: FuturesUnordered<_> = peers
+                .iter()
+                .map(async |peer| (peer, timeout(PING, peer.session.ping()).await))
+                .collect();
+            while let Some((peer, outcome)) = pings.next().await {
+                if let Ok(Ok(time)) = outcome {
+                    self.note(peer, None);
+                    return Ok(time);
+                }
+            }
+        }
+        Err(Error::MemberDoesNotAnswer)
+    }
+
+    /// The devices of members that are being left alone for a while, with their repo keys.
+    pub async fn ignored(&self) -> Result<Vec<(PublicKey, Ignored)>> {
+        let now = tokio::time::Instant::now();
+        let mut ignored = Vec::new();
+        for repo in self.other_repos().await? {
+            for peer in self.inner.peers.of(&repo, Fetch::Cached).await? {
+                if let Some(fault) = self.inner.ignore().ignored(&peer.id, now) {
+                    ignored.push((repo.public_key().clone(), fault));
+                }
+            }
+        }
+        Ok(ignored)
+    }
+
+    /// Which members' devices say that they have all of a file, by repo key; whoever does not answer is left out.
+    ///
+    /// # Errors
+    /// Those of the local disk.
+    pub async fn holders(&self, entry: &Entry) -> Result<Vec<PublicKey>> {
+        let peers = members::peers(self, Fetch::Cached).await?;
+        let mut questions: FuturesUnordered<_> = peers
+            .iter()
+            .map(async |peer| {
+                let hashes = [entry.blob];
+                let answer = timeout(PING, fetch::ask(peer, &hashes)).await;
+                (peer, answer)
+            })
+            .collect();
+        let mut holders = Vec::new();
+        while let Some((peer, answer)) = questions.next().await {
+            if let Ok(Ok(holdings)) = answer
+                && matches!(
+                    holdings.get(&entry.blob),
+                    Some(crate::have::Holding::Complete { .. })
+                )
+            {
+                holders.push(peer.id.repo.clone());
+            }
+        }
+        Ok(holders)
+    }
+}

@@ -1,0 +1,364 @@
+//! A group: made, joined, opened again, started and stopped.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use dht_records::{DeviceId, Fetch, GroupAccess, GroupMetadata, GroupRecord, Purpose, Records};
+use repo::{Clock, Repo, RepoContext};
+use store_adapter::VeilidStore;
+use tokio::{
+    sync::{Notify, broadcast, watch},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tunnels::{Listener, Psk, Tunnels};
+use veilid_core::{KeyPair, PublicKey};
+
+use crate::{
+    Error, Result,
+    ignore::IgnoreList,
+    members::Known,
+    peers::{PeerId, Peers},
+    serve::Reach,
+};
+
+/// How long joining waits for the group to answer.
+const JOIN: Duration = Duration::from_secs(60);
+/// Events that a slow listener may fall behind.
+const EVENTS: usize = 256;
+
+/// What a group stands on; shared by all groups of a node.
+#[derive(Clone)]
+pub struct GroupContext {
+    /// The node's DHT records.
+    pub records: Records,
+    /// The node's blobs.
+    pub store: VeilidStore,
+    /// The node's tunnels.
+    pub tunnels: Tunnels,
+    /// This device.
+    pub device: DeviceId,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl GroupContext {
+    pub(crate) fn repo_context(&self) -> RepoContext {
+        RepoContext {
+            records: self.records.clone(),
+            store: self.store.clone(),
+            device: self.device,
+            clock: self.clock.clone(),
+        }
+    }
+}
+
+/// What has to be kept, sealed, to open a group again.
+#[derive(Clone)]
+pub struct GroupSecrets {
+    /// The keys of the group.
+    pub access: GroupAccess,
+    /// The key pair of the member's own repo.
+    pub repo: KeyPair,
+    /// The name under which the member advertises themselves.
+    pub me: String,
+}
+
+impl fmt::Debug for GroupSecrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GroupSecrets([redacted])")
+    }
+}
+
+/// Something that happened in a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GroupEvent {
+    /// Somebody joined, left, or changed their name or root.
+    MembersChanged,
+    /// A member's collection changed.
+    RootChanged {
+        /// Whose.
+        repo: PublicKey,
+    },
+    /// A member's collection is here in its newest version.
+    CollectionSynced {
+        /// Whose.
+        repo: PublicKey,
+    },
+    /// Everything that this device wrote is published.
+    Published,
+    /// This device can be reached by the others, on a tunnel that is published.
+    Reachable,
+    /// Something did not work; it is tried again by itself.
+    Retrying {
+        /// What, for people.
+        what: &'static str,
+    },
+}
+
+/// A group. Cheap to clone; all clones are the same group.
+#[derive(Clone)]
+pub struct Group {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) ctx: GroupContext,
+    pub(crate) access: GroupAccess,
+    pub(crate) record: GroupRecord,
+    pub(crate) own: Repo,
+    pub(crate) own_keys: KeyPair,
+    pub(crate) me: String,
+    pub(crate) repos: tokio::sync::Mutex<HashMap<PublicKey, Repo>>,
+    known: Mutex<BTreeMap<String, Known>>,
+    pub(crate) peers: Peers,
+    ignore: Mutex<IgnoreList<PeerId>>,
+    pub(crate) reach: Arc<Reach>,
+    pub(crate) listener: tokio::sync::Mutex<Option<Arc<Listener>>>,
+    /// One collection is fetched once at a time.
+    pub(crate) syncing: tokio::sync::Mutex<()>,
+    pub(crate) dirty: Notify,
+    /// Counts local changes; what is published lags behind it.
+    pub(crate) changes: watch::Sender<u64>,
+    pub(crate) published: watch::Sender<u64>,
+    events: broadcast::Sender<GroupEvent>,
+    pub(crate) cancel: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Group")
+    }
+}
+
+impl Inner {
+    pub(crate) fn known(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn ignore(&self) -> MutexGuard<'_, IgnoreList<PeerId>> {
+        self.ignore.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn emit(&self, event: GroupEvent) {
+        // Nobody listening is fine.
+        let _ = self.events.send(event);
+    }
+
+    /// A local change is to be published.
+    pub(crate) fn changed(&self) {
+        self.changes.send_modify(|changes| *changes += 1);
+        self.dirty.notify_one();
+    }
+}
+
+impl Group {
+    /// Makes a new group with a name, and this member's repo in it. Works offline: it is published once started and online.
+    ///
+    /// # Errors
+    /// Those of the local disk; a name that does not fit its record.
+    pub async fn create(ctx: GroupContext, name: &str, me: &str) -> Result<(Self, GroupSecrets)> {
+        let owner = generate_keypair(&ctx)?;
+        let record = GroupRecord::create(&ctx.records, owner.clone()).await?;
+        record
+            .set_metadata(&GroupMetadata { name: name.into() })
+            .await?;
+        Self::with_new_repo(ctx, GroupAccess::Member { owner }, record, me).await
+    }
+
+    /// Joins a group whose keys came with a link, and makes this member's repo in it.
+    ///
+    /// # Errors
+    /// [`Error::GroupDoesNotAnswer`] when its record cannot be found within a minute; nothing is kept then.
+    pub async fn join(
+        ctx: GroupContext,
+        access: GroupAccess,
+        me: &str,
+    ) -> Result<(Self, GroupSecrets)> {
+        if access.owner().is_none() {
+            return Err(Error::ReadOnly);
+        }
+        let record = GroupRecord::attach(&ctx.records, access.clone()).await?;
+        let found = timeout(JOIN, async {
+            let mut pause = Duration::from_millis(500);
+            loop {
+                match record.metadata(Fetch::Network).await {
+                    Ok(Some(_)) => return Ok(()),
+                    Ok(None) => {}
+                    Err(error) if error.is_retryable() => {
+                        tracing::debug!(%error, "the group does not answer yet");
+                    }
+                    Err(error) => return Err(Error::from(error)),
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(8));
+            }
+        })
+        .await;
+        match found {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(error),
+            Err(_) => return Err(Error::GroupDoesNotAnswer),
+        }
+        Self::with_new_repo(ctx, access, record, me).await
+    }
+
+    async fn with_new_repo(
+        ctx: GroupContext,
+        access: GroupAccess,
+        record: GroupRecord,
+        me: &str,
+    ) -> Result<(Self, GroupSecrets)> {
+        let (own, own_keys) = Repo::create(&ctx.repo_context(), &access, me).await?;
+        let secrets = GroupSecrets {
+            access: access.clone(),
+            repo: own_keys.clone(),
+            me: me.to_owned(),
+        };
+        let group = Self::assemble(ctx, access, record, own, own_keys, me);
+        group.inner.changed();
+        Ok((group, secrets))
+    }
+
+    /// Opens a group that this device is in. Needs no network, and finishes what a crash left.
+    ///
+    /// # Errors
+    /// Those of the local disk.
+    pub async fn load(ctx: GroupContext, secrets: &GroupSecrets) -> Result<Self> {
+        let access = secrets.access.clone();
+        let record = GroupRecord::attach(&ctx.records, access.clone()).await?;
+        let own = Repo::open(
+            &ctx.repo_context(),
+            &access,
+            secrets.repo.key(),
+            Some(secrets.repo.clone()),
+        )
+        .await?;
+        let group = Self::assemble(ctx, access, record, own, secrets.repo.clone(), &secrets.me);
+        group.take_up_slots(Fetch::Cached).await?;
+        group.refresh_reach(group.own_repo()).await?;
+        for repo in group.other_repos().await? {
+            group.refresh_reach(&repo).await?;
+        }
+        // Whether anything is left to publish, the upkeep finds out.
+        group.inner.changed();
+        Ok(group)
+    }
+
+    fn assemble(
+        ctx: GroupContext,
+        access: GroupAccess,
+        record: GroupRecord,
+        own: Repo,
+        own_keys: KeyPair,
+        me: &str,
+    ) -> Self {
+        let psk = Psk::from_bytes(*access.locator().derive(Purpose::TunnelPsk).as_bytes());
+        let peers = Peers::new(ctx.tunnels.clone(), psk, ctx.device);
+        Self {
+            inner: Arc::new(Inner {
+                ctx,
+                access,
+                record,
+                own,
+                own_keys,
+                me: me.to_owned(),
+                repos: tokio::sync::Mutex::default(),
+                known: Mutex::default(),
+                peers,
+                ignore: Mutex::default(),
+                reach: Arc::default(),
+                listener: tokio::sync::Mutex::default(),
+                syncing: tokio::sync::Mutex::default(),
+                dirty: Notify::new(),
+                changes: watch::Sender::new(0),
+                published: watch::Sender::new(0),
+                events: broadcast::Sender::new(EVENTS),
+                cancel: CancellationToken::new(),
+                tasks: TaskTracker::new(),
+            }),
+        }
+    }
+
+    /// Begins to publish, to listen, to watch and to serve, on the caller's tokio runtime, which has to be the node's. Does not
+    /// wait for the network.
+    pub fn start(&self) {
+        crate::upkeep::start(self);
+    }
+
+    /// Stops, and withdraws this device's tunnel within `limit`.
+    pub async fn stop(&self, limit: Duration) {
+        crate::upkeep::stop(self, limit).await;
+    }
+
+    /// The group's public key, which identifies it.
+    pub fn public_key(&self) -> PublicKey {
+        self.inner.record.public_key().clone()
+    }
+
+    /// The keys with which this device opened the group.
+    pub fn access(&self) -> &GroupAccess {
+        &self.inner.access
+    }
+
+    /// The group's name; `None` where these keys cannot read it or nobody wrote one.
+    ///
+    /// # Errors
+    /// Those of the record.
+    pub async fn name(&self, fetch: Fetch) -> Result<Option<String>> {
+        if self.inner.access.content().is_none() {
+            return Ok(None);
+        }
+        let metadata = self.inner.record.metadata(fetch).await?;
+        Ok(metadata.map(|stamped| stamped.value.name))
+    }
+
+    /// The repo that this device writes.
+    pub fn own_repo(&self) -> &Repo {
+        &self.inner.own
+    }
+
+    /// What happens in the group from now on. A listener that falls far behind is told how many it missed.
+    pub fn events(&self) -> broadcast::Receiver<GroupEvent> {
+        self.inner.events.subscribe()
+    }
+
+    /// Whether something that was written here is not published yet.
+    pub fn has_unpublished(&self) -> bool {
+        *self.inner.published.borrow() < *self.inner.changes.borrow()
+    }
+
+    /// Waits until everything that was written before the call is published.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`]: nothing is lost, and publishing goes on by itself. [`Error::Closed`] once stopped.
+    pub async fn flush(&self, limit: Duration) -> Result<()> {
+        let target = *self.inner.changes.borrow();
+        let mut published = self.inner.published.subscribe();
+        self.inner.dirty.notify_one();
+        let wait = async {
+            tokio::select! {
+                done = published.wait_for(|done| *done >= target) => done.map(|_| ()).map_err(|_| Error::Closed),
+                () = self.inner.cancel.cancelled() => Err(Error::Closed),
+            }
+        };
+        timeout(limit, wait)
+            .await
+            .map_err(|_| Error::Timeout { limit })?
+    }
+}
+
+fn generate_keypair(ctx: &GroupContext) -> Result<KeyPair> {
+    let crypto = ctx.records.api().crypto()?;
+    let kind = veilid_core::CRYPTO_KIND_VLD0;
+    let system = crypto.get(kind).ok_or(Error::BadMessage {
+        what: "crypto kind",
+    })?;
+    Ok(system.generate_keypair())
+}

@@ -1,0 +1,133 @@
+//! The devices of the other members, and the tunnels to them.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use dht_records::{DeviceId, Fetch, RepoRecord};
+use repo::Repo;
+use tokio::time::timeout;
+use tunnels::{Psk, RouteSource, Session, Tunnels};
+use veilid_core::PublicKey;
+
+use crate::Result;
+
+/// How long a look for a fresh route may take before the one known from earlier is tried.
+const ROUTE: Duration = Duration::from_secs(5);
+
+/// One device of a member.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PeerId {
+    pub(crate) repo: PublicKey,
+    pub(crate) device: DeviceId,
+}
+
+/// One device of a member, and the session with it.
+pub(crate) struct Peer {
+    pub(crate) id: PeerId,
+    pub(crate) session: Session,
+}
+
+impl Peer {
+    /// A few characters that tell devices apart in a log, and no more than that.
+    pub(crate) fn short(&self) -> String {
+        data_encoding::HEXLOWER.encode(&blake3::hash(&self.id.device.0).as_bytes()[..4])
+    }
+}
+
+/// The sessions with the devices of a group's members; each is kept for as long as the group is open.
+pub(crate) struct Peers {
+    tunnels: Tunnels,
+    psk: Psk,
+    own_device: DeviceId,
+    known: Mutex<HashMap<PeerId, Arc<Peer>>>,
+}
+
+impl Peers {
+    pub(crate) fn new(tunnels: Tunnels, psk: Psk, own_device: DeviceId) -> Self {
+        Self {
+            tunnels,
+            psk,
+            own_device,
+            known: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// The devices that advertise a tunnel in `repo`, this one excepted.
+    pub(crate) async fn of(&self, repo: &Repo, fetch: Fetch) -> Result<Vec<Arc<Peer>>> {
+        let tunnels = repo.record().tunnels(fetch).await?;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut peers = Vec::new();
+        for (_, tunnel) in tunnels {
+            // One that cannot be read does not stop the others.
+            let Ok(tunnel) = tunnel.map(|stamped| stamped.value) else {
+                continue;
+            };
+            if tunnel.device == self.own_device {
+                continue;
+            }
+            let id = PeerId {
+                repo: repo.public_key().clone(),
+                device: tunnel.device,
+            };
+            let peer = known.entry(id.clone()).or_insert_with(|| {
+                let source = RepoRoute {
+                    record: repo.record().clone(),
+                    device: tunnel.device,
+                };
+                Arc::new(Peer {
+                    id,
+                    session: self.tunnels.connect(self.psk.clone(), Arc::new(source)),
+                })
+            });
+            peers.push(peer.clone());
+        }
+        Ok(peers)
+    }
+
+    /// Ends all sessions.
+    pub(crate) fn close(&self) {
+        for (_, peer) in self
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .drain()
+        {
+            peer.session.close();
+        }
+    }
+}
+
+/// Finds a device's current route in the repo record of its member.
+struct RepoRoute {
+    record: RepoRecord,
+    device: DeviceId,
+}
+
+impl RepoRoute {
+    async fn find(&self, fetch: Fetch) -> Option<Vec<u8>> {
+        let tunnels = self.record.tunnels(fetch).await.ok()?;
+        tunnels
+            .into_iter()
+            .filter_map(|(_, tunnel)| tunnel.ok())
+            .find(|tunnel| tunnel.value.device == self.device)
+            .map(|tunnel| tunnel.value.route)
+    }
+}
+
+#[async_trait]
+impl RouteSource for RepoRoute {
+    async fn route(&self, failed: Option<&[u8]>) -> tunnels::Result<Vec<u8>> {
+        let fresh = timeout(ROUTE, self.find(Fetch::Network)).await;
+        let route = match fresh {
+            Ok(Some(route)) => Some(route),
+            // Gone from the record: the device withdrew it, and will not answer on it either.
+            Ok(None) if failed.is_some() => None,
+            _ => self.find(Fetch::Cached).await,
+        };
+        route.ok_or_else(|| tunnels::Error::RouteSource("no tunnel is published".into()))
+    }
+}

@@ -1,0 +1,92 @@
+//! How far a fetch has come.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+/// What is happening to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FetchState {
+    /// Wanted, not looked for yet.
+    Queued,
+    /// The members are being asked who has it.
+    Finding,
+    /// Bytes are coming in; each is verified before it counts.
+    Fetching,
+    /// All bytes are here and the whole is being checked.
+    Verifying,
+    /// Verified and on disk.
+    Stored,
+}
+
+/// How far a fetch has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FetchProgress {
+    /// What is happening.
+    pub state: FetchState,
+    /// Verified bytes that are here, sealed as they travel.
+    pub bytes_done: u64,
+    /// All bytes, where known.
+    pub bytes_total: Option<u64>,
+}
+
+/// Told of progress; called often, so it has to return quickly.
+pub type OnProgress = Arc<dyn Fn(FetchProgress) + Send + Sync>;
+
+/// Counts and reports.
+pub(crate) struct Reporter {
+    done: AtomicU64,
+    total: Option<u64>,
+    state: Mutex<FetchState>,
+    report: Option<OnProgress>,
+}
+
+impl Reporter {
+    /// A reporter that starts with `done` bytes here already.
+    pub(crate) fn new(done: u64, total: Option<u64>, report: Option<OnProgress>) -> Self {
+        Self {
+            done: AtomicU64::new(done),
+            total,
+            state: Mutex::new(FetchState::Queued),
+            report,
+        }
+    }
+
+    /// One that nobody listens to.
+    pub(crate) fn silent() -> Self {
+        Self::new(0, None, None)
+    }
+
+    /// Changes the state, and reports it if it is a new one.
+    pub(crate) fn state(&self, state: FetchState) {
+        {
+            let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            if *current == state {
+                return;
+            }
+            *current = state;
+        }
+        self.emit();
+    }
+
+    /// Counts bytes that were verified.
+    pub(crate) fn fetched(&self, bytes: u64) {
+        if bytes > 0 {
+            self.done.fetch_add(bytes, Ordering::Relaxed);
+            self.emit();
+        }
+    }
+
+    fn emit(&self) {
+        let Some(report) = &self.report else { return };
+        let done = self.done.load(Ordering::Relaxed);
+        report(FetchProgress {
+            state: *self.state.lock().unwrap_or_else(PoisonError::into_inner),
+            // A piece asked twice near the end can count twice.
+            bytes_done: self.total.map_or(done, |total| done.min(total)),
+            bytes_total: self.total,
+        });
+    }
+}

@@ -1,0 +1,78 @@
+//! Tunnel streams as the byte streams of iroh-blobs' get protocol.
+
+use std::io;
+
+use bytes::Bytes;
+use iroh::endpoint::VarInt;
+use iroh_blobs::util::{RecvStream, SendStream};
+
+/// The sending half of a tunnel stream, for iroh-blobs.
+pub(crate) struct BlobSend(pub(crate) tunnels::SendStream);
+
+/// The receiving half of a tunnel stream, for iroh-blobs.
+pub(crate) struct BlobRecv(pub(crate) tunnels::RecvStream);
+
+impl SendStream for BlobSend {
+    async fn send_bytes(&mut self, bytes: Bytes) -> io::Result<()> {
+        self.0.write_bytes(bytes).await.map_err(io::Error::from)
+    }
+
+    async fn send(&mut self, buf: &[u8]) -> io::Result<()> {
+        self.0.write_all(buf).await.map_err(io::Error::from)
+    }
+
+    async fn sync(&mut self) -> io::Result<()> {
+        self.0.flush().await.map_err(io::Error::from)
+    }
+
+    fn reset(&mut self, code: VarInt) -> io::Result<()> {
+        self.0.reset(code.into_inner());
+        Ok(())
+    }
+
+    async fn stopped(&mut self) -> io::Result<Option<VarInt>> {
+        let code = self.0.stopped().await.map_err(io::Error::from)?;
+        Ok(code.map(|code| VarInt::from_u64(code).unwrap_or(VarInt::MAX)))
+    }
+
+    fn id(&self) -> u64 {
+        self.0.id()
+    }
+}
+
+/// What iroh's own streams answer to an early end: nothing at all is an orderly end, a part is damage.
+fn ended_early(got: usize) -> io::Error {
+    match got {
+        0 => io::ErrorKind::UnexpectedEof.into(),
+        _ => io::ErrorKind::InvalidData.into(),
+    }
+}
+
+impl RecvStream for BlobRecv {
+    async fn recv_bytes(&mut self, len: usize) -> io::Result<Bytes> {
+        self.0.read_full(len).await.map_err(io::Error::from)
+    }
+
+    async fn recv_bytes_exact(&mut self, len: usize) -> io::Result<Bytes> {
+        let bytes = self.recv_bytes(len).await?;
+        if bytes.len() < len {
+            return Err(ended_early(bytes.len()));
+        }
+        Ok(bytes)
+    }
+
+    async fn recv_exact(&mut self, target: &mut [u8]) -> io::Result<()> {
+        let bytes = self.recv_bytes_exact(target.len()).await?;
+        target.copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    fn stop(&mut self, code: VarInt) -> io::Result<()> {
+        self.0.stop(code.into_inner());
+        Ok(())
+    }
+
+    fn id(&self) -> u64 {
+        self.0.id()
+    }
+}

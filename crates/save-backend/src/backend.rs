@@ -1,0 +1,278 @@
+//! One device.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fs::File,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use dht_records::RecordEvent;
+use futures::future::join_all;
+use group::{Group, GroupContext};
+use serde::Serialize;
+use tokio::{
+    sync::{RwLock, broadcast, watch},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use veilid_core::VeilidAPI;
+
+use crate::{
+    BackendBuilder, Error, EventKind, EventStream, GroupId, Result, events::Events, state::State,
+};
+
+/// How long stopping tries to withdraw the tunnels from the DHT. With the rest of stopping it stays below five seconds.
+const WITHDRAW: Duration = Duration::from_secs(3);
+
+/// A node that lost its network is attached anew after so long, and then after twice as long each time up to the longest. Veilid
+/// by itself can stay away for minutes after the link came back.
+const FIRST_REATTACH: Duration = Duration::from_secs(20);
+const LONGEST_REATTACH: Duration = Duration::from_secs(80);
+
+/// How the node is attached to its network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Attachment {
+    pub(crate) state: String,
+    pub(crate) online: bool,
+}
+
+/// How the device is doing.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Veilid's word for how well the node is attached.
+    pub attachment: String,
+    /// Whether the device can reach others and publish.
+    pub online: bool,
+    /// The groups that are open.
+    pub groups: Vec<GroupStatus>,
+}
+
+/// How a group is doing.
+#[derive(Clone, Debug, Serialize)]
+pub struct GroupStatus {
+    /// The group's key.
+    pub id: String,
+    /// Whether something that was written here is not published yet.
+    pub unpublished: bool,
+}
+
+/// One device: its groups, its files, its node. Cheap to clone; all clones are the same device.
+#[derive(Clone)]
+pub struct Backend {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) api: VeilidAPI,
+    pub(crate) context: GroupContext,
+    /// Gone once stopped, so that nothing holds a table open.
+    pub(crate) state: RwLock<Option<State>>,
+    pub(crate) groups: Mutex<BTreeMap<GroupId, Group>>,
+    attachment: watch::Receiver<Attachment>,
+    pub(crate) events: Arc<Events>,
+    cancel: CancellationToken,
+    tasks: TaskTracker,
+    lock: Mutex<Option<File>>,
+}
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Backend")
+    }
+}
+
+impl Backend {
+    /// Says how a backend is to start.
+    pub fn builder() -> BackendBuilder {
+        BackendBuilder::default()
+    }
+
+    pub(crate) fn assemble(
+        api: VeilidAPI,
+        context: GroupContext,
+        state: State,
+        attachment: watch::Receiver<Attachment>,
+        events: Arc<Events>,
+        lock: File,
+    ) -> Self {
+        let rollbacks = context.records.events();
+        let backend = Self {
+            inner: Arc::new(Inner {
+                api,
+                context,
+                state: RwLock::new(Some(state)),
+                groups: Mutex::default(),
+                attachment,
+                events,
+                cancel: CancellationToken::new(),
+                tasks: TaskTracker::new(),
+                lock: Mutex::new(Some(lock)),
+            }),
+        };
+        let events = backend.inner.events.clone();
+        backend.spawn_forwarder(rollbacks, move |event| {
+            if let RecordEvent::Rollback { seen, got, .. } = event {
+                events.emit(EventKind::Rollback { seen, got });
+            }
+        });
+        backend.keep_attached();
+        backend
+    }
+
+    fn keep_attached(&self) {
+        let cancel = self.inner.cancel.clone();
+        let work = keep_attached(self.inner.api.clone(), self.inner.attachment.clone());
+        self.inner.tasks.spawn(async move {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = work => {}
+            }
+        });
+    }
+
+    /// Takes a group in: starts it, and passes its events on.
+    pub(crate) async fn adopt(&self, group: Group) {
+        let id = GroupId::new(group.public_key());
+        let events = self.inner.events.clone();
+        let of_group = id.clone();
+        self.spawn_forwarder(group.events(), move |event| {
+            events.emit(EventKind::Group {
+                group: of_group.clone(),
+                event,
+            });
+        });
+        group.start();
+        self.groups_map().insert(id, group);
+    }
+
+    fn spawn_forwarder<E: Clone + Send + 'static>(
+        &self,
+        mut from: broadcast::Receiver<E>,
+        to: impl Fn(E) + Send + 'static,
+    ) {
+        let cancel = self.inner.cancel.clone();
+        self.inner.tasks.spawn(async move {
+            loop {
+                let event = tokio::select! {
+                    () = cancel.cancelled() => return,
+                    event = from.recv() => event,
+                };
+                match event {
+                    Ok(event) => to(event),
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return,
+                }
+            }
+        });
+    }
+
+    pub(crate) fn groups_map(&self) -> std::sync::MutexGuard<'_, BTreeMap<GroupId, Group>> {
+        self.inner
+            .groups
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the device is doing, at once.
+    pub fn status(&self) -> Status {
+        let attachment = self.inner.attachment.borrow().clone();
+        Status {
+            attachment: attachment.state,
+            online: attachment.online,
+            groups: self
+                .groups_map()
+                .iter()
+                .map(|(id, group)| GroupStatus {
+                    id: id.to_string(),
+                    unpublished: group.has_unpublished(),
+                })
+                .collect(),
+        }
+    }
+
+    /// Waits until the device is on the network.
+    ///
+    /// # Errors
+    /// [`Error::Offline`] after `limit`; [`Error::Stopped`].
+    pub async fn wait_online(&self, limit: Duration) -> Result<()> {
+        let mut attachment = self.inner.attachment.clone();
+        let wait = async {
+            tokio::select! {
+                now = attachment.wait_for(|now| now.online) => now.map(|_| ()).map_err(|_| Error::Stopped),
+                () = self.inner.cancel.cancelled() => Err(Error::Stopped),
+            }
+        };
+        timeout(limit, wait)
+            .await
+            .map_err(|_| Error::Offline { waited: limit })?
+    }
+
+    /// What happens from now on.
+    pub fn events(&self) -> EventStream {
+        self.inner.events.subscribe()
+    }
+
+    /// Stops the device: withdraws its tunnels from the DHT (for at most three seconds), ends all transfers, and closes everything
+    /// that is on disk. A second call does nothing.
+    ///
+    /// # Errors
+    /// Those of closing the store; the device is stopped all the same.
+    pub async fn stop(&self) -> Result<()> {
+        self.inner.cancel.cancel();
+        let groups = std::mem::take(&mut *self.groups_map());
+        join_all(groups.values().map(|group| group.stop(WITHDRAW))).await;
+        drop(groups);
+        let state = self.inner.state.write().await.take();
+        if state.is_none() {
+            return Ok(());
+        }
+        drop(state);
+        self.inner.context.tunnels.close().await;
+        self.inner.context.records.close().await;
+        let closed = self.inner.context.store.close().await;
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+        self.inner.api.clone().shutdown().await;
+        self.inner.events.emit(EventKind::Stopped);
+        // Last of all: now another process may use the directory.
+        drop(
+            self.inner
+                .lock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
+        Ok(closed?)
+    }
+}
+
+/// Attaches the node anew when it has been away from the network for long.
+async fn keep_attached(api: VeilidAPI, mut attachment: watch::Receiver<Attachment>) {
+    loop {
+        // The first attaching is Veilid's own affair, however long it takes.
+        if attachment.wait_for(|now| now.online).await.is_err()
+            || attachment.wait_for(|now| !now.online).await.is_err()
+        {
+            return;
+        }
+        let mut patience = FIRST_REATTACH;
+        loop {
+            match timeout(patience, attachment.wait_for(|now| now.online)).await {
+                Ok(Ok(_)) => break,
+                Ok(Err(_)) => return,
+                Err(_) => {}
+            }
+            tracing::info!("away from the network for long: attaching anew");
+            // Neither can harm: a node that is being detached or attached already says so.
+            if let Err(error) = api.detach().await {
+                tracing::debug!(%error, "the node was not detached");
+            }
+            if let Err(error) = api.attach().await {
+                tracing::debug!(%error, "the node was not attached");
+            }
+            patience = (patience * 2).min(LONGEST_REATTACH);
+        }
+    }
+}

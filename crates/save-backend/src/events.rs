@@ -1,0 +1,103 @@
+//! What happens, as a stream of numbered events.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use group::GroupEvent;
+use tokio::sync::broadcast;
+
+use crate::GroupId;
+
+/// Events that a slow listener may fall behind before it misses some.
+const BACKLOG: usize = 1024;
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Counts up by one with each event of a backend, from 1; a gap means that events were missed.
+    pub seq: u64,
+    /// What happened.
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// The device came onto the network, or left it.
+    Network {
+        /// Whether it can reach others now.
+        online: bool,
+    },
+    /// This device is in a group that it was not in before.
+    GroupAdded {
+        /// Which.
+        group: GroupId,
+    },
+    /// Something in a group.
+    Group {
+        /// Which.
+        group: GroupId,
+        /// What.
+        event: GroupEvent,
+    },
+    /// A storage node of the DHT served an older value than this device has seen. It was ignored, and the newer one is published
+    /// again.
+    Rollback {
+        /// The counter that was seen before.
+        seen: u64,
+        /// The counter that came now.
+        got: u64,
+    },
+    /// The backend stopped; no event follows.
+    Stopped,
+}
+
+/// Numbers events and hands them to whoever listens.
+pub(crate) struct Events {
+    seq: AtomicU64,
+    sender: broadcast::Sender<Event>,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self {
+            seq: AtomicU64::new(0),
+            sender: broadcast::Sender::new(BACKLOG),
+        }
+    }
+}
+
+impl Events {
+    pub(crate) fn emit(&self, kind: EventKind) {
+        let seq = self.seq.fetch_add(1, Ordering::Relaxed) + 1;
+        // Nobody listening is fine.
+        let _ = self.sender.send(Event { seq, kind });
+    }
+
+    pub(crate) fn subscribe(&self) -> EventStream {
+        EventStream {
+            receiver: self.sender.subscribe(),
+        }
+    }
+}
+
+/// The events from the moment of subscribing on.
+#[derive(Debug)]
+pub struct EventStream {
+    receiver: broadcast::Receiver<Event>,
+}
+
+impl EventStream {
+    /// The next event; `None` once the backend is gone. Where a slow listener missed events, the sequence number jumps.
+    pub async fn next(&mut self) -> Option<Event> {
+        loop {
+            match self.receiver.recv().await {
+                Ok(event) => return Some(event),
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
+                    tracing::debug!(missed, "a listener missed events");
+                }
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! What the device does with its groups.
+
+use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+
+use dht_records::{Fetch, GroupAccess};
+use group::{FetchProgress, FetchState, Group, ListedFile, Member};
+use repo::{Entry, EntryPath, FileReader, Source, WriteOptions};
+use veilid_core::{PublicKey, VeilidAPIError};
+
+use crate::{Backend, Error, EventKind, Link, LinkAccess, LinkError, LinkKind, Result};
+
+/// The longest name of a group, in bytes.
+const LONGEST_GROUP_NAME: usize = 200;
+
+/// Which group: its public key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(PublicKey);
+
+impl GroupId {
+    pub(crate) fn new(key: PublicKey) -> Self {
+        Self(key)
+    }
+
+    /// The group's public key.
+    pub fn public_key(&self) -> &PublicKey {
+        &self.0
+    }
+}
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for GroupId {
+    type Err = VeilidAPIError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+/// A group that the device is in.
+#[derive(Clone, Debug)]
+pub struct GroupInfo {
+    /// Which.
+    pub id: GroupId,
+    /// Its name, once it is known here.
+    pub name: Option<String>,
+    /// How many members are known here, this device's own included.
+    pub members: usize,
+    /// Whether this device can write into it.
+    pub writable: bool,
+    /// Whether something that was written here is not published yet.
+    pub unpublished: bool,
+}
+
+/// A local file to be archived.
+#[derive(Clone, Debug)]
+pub struct NewFile {
+    /// Its path in the archive.
+    pub path: EntryPath,
+    /// Where it is on this device.
+    pub source: PathBuf,
+}
+
+/// What is happening to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProgressState {
+    /// Waiting for its turn.
+    Queued,
+    /// The members are being asked who has it.
+    Finding,
+    /// Bytes are coming in; each is verified before it counts.
+    Fetching,
+    /// All bytes are here and the whole is being checked.
+    Verifying,
+    /// Verified and on disk.
+    Stored,
+}
+
+/// How far a file has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// What is happening.
+    pub state: ProgressState,
+    /// Bytes done: sealed ones when fetching, those of the file when archiving.
+    pub bytes_done: u64,
+    /// All bytes, where known.
+    pub bytes_total: Option<u64>,
+}
+
+impl From<FetchProgress> for Progress {
+    fn from(progress: FetchProgress) -> Self {
+        Self {
+            state: match progress.state {
+                FetchState::Finding => ProgressState::Finding,
+                FetchState::Fetching => ProgressState::Fetching,
+                FetchState::Verifying => ProgressState::Verifying,
+                FetchState::Stored => ProgressState::Stored,
+                _ => ProgressState::Queued,
+            },
+            bytes_done: progress.bytes_done,
+            bytes_total: progress.bytes_total,
+        }
+    }
+}
+
+fn freshness(refresh: bool) -> Fetch {
+    if refresh {
+        Fetch::Network
+    } else {
+        Fetch::Cached
+    }
+}
+
+impl Backend {
+    /// Makes a new group and joins it under the name `me`. Works offline.
+    ///
+    /// # Errors
+    /// [`Error::InvalidName`]; those of the local disk.
+    pub async fn create_group(&self, name: &str, me: &str) -> Result<GroupInfo> {
+        check_name("group's name", name, LONGEST_GROUP_NAME)?;
+        check_name("member's name", me, dht_records::MAX_NAME)?;
+        let state = self.inner.state.read().await;
+        let state = state.as_ref().ok_or(Error::Stopped)?;
+        let (group, secrets) = Group::create(self.inner.context.clone(), name, me).await?;
+        // Remembered before anybody can learn of it.
+        state.save_group(&secrets).await?;
+        self.take_in(group).await
+    }
+
+    /// Joins the group of a member link under the name `me`. Joining a group that the device is in already changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Link`], [`Error::LinkKind`], [`Error::InvalidName`]; [`group::Error::GroupDoesNotAnswer`] within
+    /// [`Error::Group`] when nobody on the network knows the group; nothing is remembered then.
+    pub async fn join_group(&self, link: &Link, me: &str) -> Result<GroupInfo> {
+        check_name("member's name", me, dht_records::MAX_NAME)?;
+        let access = self.access(link)?;
+        let id = GroupId(access.public_key());
+        if let Ok(group) = self.group(&id) {
+            return Ok(info(&id, &group).await);
+        }
+        let state = self.inner.state.read().await;
+        let state = state.as_ref().ok_or(Error::Stopped)?;
+        let (group, secrets) = Group::join(self.inner.context.clone(), access, me).await?;
+        state.save_group(&secrets).await?;
+        self.take_in(group).await
+    }
+
+    async fn take_in(&self, group: Group) -> Result<GroupInfo> {
+        let id = GroupId(group.public_key());
+        self.adopt(group.clone()).await;
+        self.inner
+            .events
+            .emit(EventKind::GroupAdded { group: id.clone() });
+        Ok(info(&id, &group).await)
+    }
+
+    fn access(&self, link: &Link) -> Result<GroupAccess> {
+        match link.access() {
+            LinkAccess::Member { .. } => {}
+            _ => {
+                return Err(Error::LinkKind {
+                    got: link.kind().as_str(),
+                    wanted: LinkKind::Member.as_str(),
+                });
+            }
+        }
+        let crypto = self.inner.api.crypto()?;
+        link.verify(|pair| {
+            crypto.get(pair.kind()).is_some_and(|system| {
+                system
+                    .validate_keypair(&pair.key(), &pair.secret())
+                    .unwrap_or(false)
+            })
+        })?;
+        let owner = link.owner().ok_or(LinkError::KeyMismatch)?;
+        Ok(GroupAccess::Member { owner })
+    }
+
+    /// The groups of this device, from what is known here.
+    pub async fn groups(&self) -> Vec<GroupInfo> {
+        let groups: Vec<(GroupId, Group)> = self
+            .groups_map()
+            .iter()
+            .map(|(id, group)| (id.clone(), group.clone()))
+            .collect();
+        let mut infos = Vec::with_capacity(groups.len());
+        for (id, group) in groups {
+            infos.push(info(&id, &group).await);
+        }
+        infos
+    }
+
+    /// One group, to use its own interface.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`].
+    pub fn group(&self, id: &GroupId) -> Result<Group> {
+        self.groups_map()
+            .get(id)
+            .cloned()
+            .ok_or(Error::GroupNotFound)
+    }
+
+    /// A link that lets others into the group. Whoever has it has what it grants; it cannot be taken back.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`]; [`Error::LinkKind`] for kinds that are not given out yet.
+    pub async fn link(&self, id: &GroupId, kind: LinkKind) -> Result<Link> {
+        let group = self.group(id)?;
+        let wrong = || Error::LinkKind {
+            got: kind.as_str(),
+            wanted: LinkKind::Member.as_str(),
+        };
+        if kind != LinkKind::Member {
+            return Err(wrong());
+        }
+        let owner = group.access().owner().ok_or_else(wrong)?;
+        Ok(Link::member(&owner.key(), &owner.secret())?)
+    }
+
+    /// The members of a group; with `refresh`, their slots are read from the network first.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`]; with `refresh` those of the network.
+    pub async fn members(&self, id: &GroupId, refresh: bool) -> Result<Vec<Member>> {
+        Ok(self.group(id)?.members(freshness(refresh)).await?)
+    }
+
+    /// Calls a member and says how long the answer took.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`]; [`group::Error::NoSuchMember`] and [`group::Error::MemberDoesNotAnswer`] within [`Error::Group`].
+    pub async fn ping(&self, id: &GroupId, repo: &PublicKey) -> Result<Duration> {
+        Ok(self.group(id)?.ping(repo).await?)
+    }
+
+    /// Archives files as one change. They are stored on this device when it returns, and published in the background.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`]; [`Error::File`] names the file that cannot be read; nothing is changed then.
+    pub async fn put(
+        &self,
+        id: &GroupId,
+        files: Vec<NewFile>,
+        progress: impl Fn(Progress) + Send + Sync + 'static,
+    ) -> Result<Vec<Entry>> {
+        let group = self.group(id)?;
+        let progress = Arc::new(progress);
+        let mut opened = Vec::with_capacity(files.len());
+        for NewFile { path, source } in files {
+            let failed = |error| Error::File {
+                path: source.clone(),
+                source: error,
+            };
+            let file = tokio::fs::File::open(&source).await.map_err(failed)?;
+            let metadata = file.metadata().await.map_err(failed)?;
+            if !metadata.is_file() {
+                return Err(failed(std::io::ErrorKind::IsADirectory.into()));
+            }
+            let total = metadata.len();
+            let modified = metadata
+                .modified()
+                .ok()
+                .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
+                .map(|since| since.as_secs());
+            let report = progress.clone();
+            let options = WriteOptions {
+                modified,
+                progress: Some(Arc::new(move |done| {
+                    report(Progress {
+                        state: if done >= total {
+                            ProgressState::Stored
+                        } else {
+                            ProgressState::Queued
+                        },
+                        bytes_done: done,
+                        bytes_total: Some(total),
+                    });
+                })),
+                ..WriteOptions::default()
+            };
+            let data: Source = Box::new(file);
+            opened.push((path, data, options));
+        }
+        Ok(group.put(opened).await?)
+    }
+
+    /// The files of all members; with `refresh`, members and their collections are brought up to date first.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`]; with `refresh` those of reading the group's record.
+    pub async fn list(&self, id: &GroupId, refresh: bool) -> Result<Vec<ListedFile>> {
+        Ok(self.group(id)?.list(freshness(refresh)).await?)
+    }
+
+    /// A file, fetched first from whoever has it where it is not here. Without `member`, whoever has a file at this path.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`], [`Error::NoSuchFile`], [`Error::Ambiguous`]; [`group::Error::NobodyHas`] within [`Error::Group`].
+    pub async fn get(
+        &self,
+        id: &GroupId,
+        member: Option<&PublicKey>,
+        path: &EntryPath,
+        progress: impl Fn(Progress) + Send + Sync + 'static,
+    ) -> Result<FileReader> {
+        let group = self.group(id)?;
+        let mut found = group.find(path).await?;
+        found.retain(|(repo, _)| member.is_none_or(|member| repo == member));
+        let repo = match found.as_slice() {
+            [] => return Err(Error::NoSuchFile),
+            [(repo, _)] => repo.clone(),
+            _ => {
+                return Err(Error::Ambiguous {
+                    holders: found.into_iter().map(|(repo, _)| repo).collect(),
+                });
+            }
+        };
+        let report = Arc::new(move |state: FetchProgress| progress(state.into()));
+        Ok(group.read(&repo, path, Some(report)).await?)
+    }
+
+    /// Takes a file of this member out of the archive, and publishes that in the background.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`], [`Error::NoSuchFile`].
+    pub async fn delete(&self, id: &GroupId, path: &EntryPath) -> Result<()> {
+        match self.group(id)?.delete(path).await {
+            Err(group::Error::Repo(repo::Error::NoSuchFile)) => Err(Error::NoSuchFile),
+            outcome => Ok(outcome?),
+        }
+    }
+
+    /// Waits until everything that was written into a group before the call is published.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`]; [`group::Error::Timeout`] within [`Error::Group`]: nothing is lost, and publishing goes on.
+    pub async fn flush(&self, id: &GroupId, limit: Duration) -> Result<()> {
+        Ok(self.group(id)?.flush(limit).await?)
+    }
+}
+
+async fn info(id: &GroupId, group: &Group) -> GroupInfo {
+    let name = group.name(Fetch::Cached).await.unwrap_or_else(|error| {
+        tracing::debug!(%error, "a group's name cannot be read");
+        None
+    });
+    let members = match group.members(Fetch::Cached).await {
+        Ok(members) => members.len(),
+        Err(error) => {
+            tracing::debug!(%error, "a group's members cannot be read");
+            0
+        }
+    };
+    GroupInfo {
+        id: id.clone(),
+        name,
+        members,
+        writable: group.access().owner().is_some(),
+        unpublished: group.has_unpublished(),
+    }
+}
+
+fn check_name(what: &'static str, name: &str, longest: usize) -> Result<()> {
+    let reason = if name.trim().is_empty() {
+        "it is empty"
+    } else if name.len() > longest {
+        "it is too long"
+    } else if name.chars().any(char::is_control) {
+        "it has control characters in it"
+    } else {
+        return Ok(());
+    };
+    Err(Error::InvalidName { what, reason })
+}

@@ -1,0 +1,151 @@
+//! What kind of failure an error is, for callers that tell people what to do next.
+
+use std::io;
+
+use crate::Error;
+
+/// The kind of an [`Error`], whichever layer it comes from. Where the text says what happened, this says what can be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The caller asked for something that makes no sense, such as an empty name. Ask differently.
+    Invalid,
+    /// A link cannot be used. Ask for another one.
+    Link,
+    /// A path cannot stand in an archive. Choose another one.
+    Path,
+    /// There is no such group, member or file.
+    NotFound,
+    /// Several members have such a file. Say whose.
+    Ambiguous,
+    /// The network cannot be reached. Try again when it can.
+    Offline,
+    /// A group or a member does not answer. Try again when others are online.
+    NoAnswer,
+    /// The group is full or can be read only.
+    Refused,
+    /// Another process uses the directory.
+    DirectoryInUse,
+    /// The keys cannot be stored or read.
+    KeyStorage,
+    /// A local file or directory cannot be read or written.
+    Io,
+    /// What arrived or is stored is not what it should be.
+    Damaged,
+    /// Anything else.
+    Other,
+}
+
+impl Error {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Link(_) | Self::LinkKind { .. } => ErrorKind::Link,
+            Self::Offline { .. } => ErrorKind::Offline,
+            Self::GroupNotFound | Self::NoSuchFile => ErrorKind::NotFound,
+            Self::Ambiguous { .. } => ErrorKind::Ambiguous,
+            Self::InvalidPath(_) => ErrorKind::Path,
+            Self::InvalidName { .. } | Self::Setting { .. } => ErrorKind::Invalid,
+            Self::File { source, .. } | Self::Directory { source, .. } => io_kind(source),
+            Self::DirectoryInUse => ErrorKind::DirectoryInUse,
+            Self::KeyringUnavailable { .. } | Self::KeyLost => ErrorKind::KeyStorage,
+            Self::StateDamaged { .. } => ErrorKind::Damaged,
+            Self::Group(error) => group_kind(error),
+            Self::Records(error) => records_kind(error),
+            Self::Store(error) => store_kind(error),
+            Self::Veilid(_) | Self::Randomness | Self::Stopped => ErrorKind::Other,
+        }
+    }
+}
+
+fn group_kind(error: &group::Error) -> ErrorKind {
+    use group::Error as E;
+    match error {
+        E::Records(error) => records_kind(error),
+        E::Repo(error) => repo_kind(error),
+        E::StoreAdapter(error) => store_kind(error),
+        E::Store(error) => io_kind(error),
+        E::GroupFull { .. } | E::ReadOnly => ErrorKind::Refused,
+        E::NoSuchMember => ErrorKind::NotFound,
+        // A tunnel fails because its other end is not there, or not any more.
+        E::Tunnel(_)
+        | E::GroupDoesNotAnswer
+        | E::MemberDoesNotAnswer
+        | E::NobodyHas { .. }
+        | E::Timeout { .. } => ErrorKind::NoAnswer,
+        E::TooLarge { .. } | E::BadMessage { .. } => ErrorKind::Damaged,
+        _ => ErrorKind::Other,
+    }
+}
+
+fn repo_kind(error: &repo::Error) -> ErrorKind {
+    use repo::Error as E;
+    match error {
+        E::ReadOnly | E::NoContentKey => ErrorKind::Refused,
+        E::NoSuchFile => ErrorKind::NotFound,
+        E::NotHere { .. } => ErrorKind::NoAnswer,
+        E::Path(_) => ErrorKind::Path,
+        E::MediaType => ErrorKind::Invalid,
+        E::KeyMismatch | E::Collection(_) | E::Seal(_) | E::SizeMismatch { .. } => {
+            ErrorKind::Damaged
+        }
+        E::Source(source) | E::Export { source, .. } => io_kind(source),
+        E::Exists { .. } | E::NotADirectory { .. } => ErrorKind::Io,
+        E::Store(error) => store_kind(error),
+        E::Records(error) => records_kind(error),
+        _ => ErrorKind::Other,
+    }
+}
+
+fn records_kind(error: &dht_records::Error) -> ErrorKind {
+    use dht_records::Error as E;
+    match error {
+        E::Offline => ErrorKind::Offline,
+        E::RecordNotFound | E::Timeout { .. } | E::NotConfirmed => ErrorKind::NoAnswer,
+        E::ReadOnly | E::NoContentKey => ErrorKind::Refused,
+        E::UnknownVersion { .. }
+        | E::ShortValue { .. }
+        | E::WrongKey
+        | E::Moved
+        | E::Damaged
+        | E::InvalidPayload { .. }
+        | E::BadSignature
+        | E::SlotIndexMismatch { .. }
+        | E::KeyMismatch
+        | E::CacheRow => ErrorKind::Damaged,
+        _ => ErrorKind::Other,
+    }
+}
+
+fn store_kind(error: &store_adapter::Error) -> ErrorKind {
+    use store_adapter::Error as E;
+    match error {
+        E::InUse { .. } => ErrorKind::DirectoryInUse,
+        E::UnknownFormat { .. } | E::Damaged { .. } => ErrorKind::Damaged,
+        E::Io { source, .. } => io_kind(source),
+        _ => ErrorKind::Other,
+    }
+}
+
+fn io_kind(error: &io::Error) -> ErrorKind {
+    match error.kind() {
+        io::ErrorKind::NotFound => ErrorKind::NotFound,
+        io::ErrorKind::InvalidData => ErrorKind::Damaged,
+        _ => ErrorKind::Io,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layer_does_not_matter() {
+        let offline = || dht_records::Error::Offline;
+        assert_eq!(Error::Records(offline()).kind(), ErrorKind::Offline);
+        let group = group::Error::Records(offline());
+        assert_eq!(Error::Group(group).kind(), ErrorKind::Offline);
+        let missing = group::Error::Repo(repo::Error::NoSuchFile);
+        assert_eq!(Error::Group(missing).kind(), ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,522 @@
+//! `save+dweb:` links: how a group, a device or a server is handed to somebody else.
+//!
+//! The grammar and test vectors are in `docs/formats/link.md`. In short, a link is
+//! `save+dweb:1/KIND/PUBLIC#SECRET`: both parts are base32 and carry a checksum, what must be kept secret stands
+//! after the `#`, and upper-casing the link (with `$` for `#`) gives a form for QR codes.
+
+mod codec;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::str::FromStr;
+
+use veilid_core::{BareSecretKey, CryptoKind, KeyPair, PublicKey, SecretKey};
+use zeroize::Zeroizing;
+
+/// The link version that this build writes and understands.
+pub const LINK_VERSION: u32 = 1;
+
+/// What a link gives to whoever holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LinkKind {
+    /// Full membership of a group: read everything, advertise a repo of one's own.
+    Member,
+    /// Reading a group without being able to advertise a repo.
+    Reader,
+    /// Finding, storing and verifying a group's blobs without being able to read a name or a file.
+    Replica,
+    /// Membership together with the key pair of one repo, for moving to another device. It cannot be revoked.
+    Device,
+    /// The right to give jobs to a backup server.
+    Server,
+}
+
+impl LinkKind {
+    /// Every kind of version 1.
+    pub const ALL: [Self; 5] = [
+        Self::Member,
+        Self::Reader,
+        Self::Replica,
+        Self::Device,
+        Self::Server,
+    ];
+
+    /// The word that stands for this kind in a link.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Member => "member",
+            Self::Reader => "reader",
+            Self::Replica => "replica",
+            Self::Device => "device",
+            Self::Server => "server",
+        }
+    }
+
+    fn from_word(word: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.as_str().eq_ignore_ascii_case(word))
+    }
+
+    /// How many bytes of the public payload are fixed fields: the crypto kind and a public key.
+    fn public_fields(self) -> usize {
+        KIND_BYTES + KEY_BYTES
+    }
+
+    /// How many bytes of the secret payload are fixed fields.
+    fn secret_fields(self) -> usize {
+        match self {
+            Self::Member | Self::Reader | Self::Replica | Self::Server => KEY_BYTES,
+            Self::Device => 3 * KEY_BYTES,
+        }
+    }
+}
+
+impl fmt::Display for LinkKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Which part of a link an error is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LinkPart {
+    /// The number after `save+dweb:`.
+    Version,
+    /// The word that names the kind.
+    Kind,
+    /// The part before the `#`.
+    Public,
+    /// The `#` itself.
+    Separator,
+    /// The part after the `#`.
+    Secret,
+}
+
+impl fmt::Display for LinkPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Version => "the version",
+            Self::Kind => "the kind",
+            Self::Public => "the part before the '#'",
+            Self::Separator => "the '#'",
+            Self::Secret => "the part after the '#'",
+        })
+    }
+}
+
+/// Why a text is not a usable link. No variant ever holds a secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// The text does not begin with `save+dweb:` (or is far too long): it is something else altogether.
+    /// Ask for the link again.
+    #[error("this is not a link: it does not begin with 'save+dweb:'")]
+    NotALink,
+    /// The link was made by a newer version of Save. Update, or ask for a link made by this version.
+    #[error(
+        "this link has version {version}, and this program understands {LINK_VERSION}: a newer one is needed"
+    )]
+    Newer {
+        /// The version in the link.
+        version: u32,
+    },
+    /// The kind is none that this version knows: mistyped, or from a newer Save.
+    #[error("this link is of a kind that this program does not know: '{kind}'")]
+    UnknownKind {
+        /// The word in the link, at most 16 characters of it.
+        kind: String,
+    },
+    /// The end of the link is missing. Copy it again, to the end.
+    #[error("this link is cut short in {part}: its end is missing")]
+    CutShort {
+        /// Where it ends too early.
+        part: LinkPart,
+    },
+    /// A character is wrong, missing or one too many. Copy the link again.
+    #[error("this link is mistyped in {part}{}", AtPosition(*.position))]
+    Mistyped {
+        /// Where the mistake is.
+        part: LinkPart,
+        /// The place of the wrong character where it is known, counted from 1 over the trimmed link.
+        position: Option<usize>,
+    },
+    /// A complete link, followed by something else. Take away what follows.
+    #[error(
+        "this link is followed by something that does not belong to it, from character {position} on"
+    )]
+    TrailingJunk {
+        /// Where the link is over, counted from 1 over the trimmed link.
+        position: usize,
+    },
+    /// The checksum is right, but what it protects is not what this kind of link holds: whoever made it made it wrong.
+    #[error("this link was made wrongly: {part} does not hold what a link of its kind holds")]
+    Payload {
+        /// The part that holds something else.
+        part: LinkPart,
+    },
+    /// The link's keys belong to a cryptosystem that this version does not know. Update.
+    #[error("this link uses a cryptosystem that this program does not know")]
+    UnknownCrypto,
+    /// The secret in the link does not belong to its public key: whoever made it made it wrong.
+    #[error("this link was made wrongly: its secret does not belong to its public key")]
+    KeyMismatch,
+    /// A sound link of a kind that does not do what it was given for.
+    #[error("this is a {got} link, and a {wanted} link is needed here")]
+    WrongKind {
+        /// The kind of the link.
+        got: LinkKind,
+        /// The kind that would do.
+        wanted: LinkKind,
+    },
+}
+
+impl LinkError {
+    /// Always `false`: the same text gives the same error.
+    pub fn is_retryable(&self) -> bool {
+        false
+    }
+}
+
+struct AtPosition(Option<usize>);
+
+impl fmt::Display for AtPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(position) => write!(f, ", at character {position}"),
+            None => Ok(()),
+        }
+    }
+}
+
+const KIND_BYTES: usize = 4;
+const KEY_BYTES: usize = 32;
+/// What a payload may hold in all, fixed fields and extensions.
+const MAX_PAYLOAD: usize = 4096;
+
+/// A parsed link. Its secrets are wiped when it is dropped, and `Debug` does not show them.
+///
+/// ```
+/// use save_backend::{Link, LinkError, LinkKind};
+///
+/// assert_eq!(Link::parse("https://example.org").err(), Some(LinkError::NotALink));
+/// # let public = veilid_core::PublicKey::new(veilid_core::CRYPTO_KIND_VLD0, veilid_core::BarePublicKey::new(&[1; 32]));
+/// # let secret = veilid_core::SecretKey::new(veilid_core::CRYPTO_KIND_VLD0, veilid_core::BareSecretKey::new(&[2; 32]));
+/// let link = Link::member(&public, &secret)?;
+/// let text = link.expose();
+/// assert!(text.starts_with("save+dweb:1/member/"));
+/// assert_eq!(Link::parse(&text)?.kind(), LinkKind::Member);
+/// # Ok::<(), LinkError>(())
+/// ```
+#[derive(Clone)]
+pub struct Link {
+    kind: LinkKind,
+    crypto: CryptoKind,
+    /// Crypto kind, key, extensions.
+    public: Vec<u8>,
+    /// The kind's secrets, extensions.
+    secret: Zeroizing<Vec<u8>>,
+}
+
+/// What a link grants, as raw 32-byte keys; wiped on drop.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum LinkAccess {
+    /// See [`LinkKind::Member`].
+    Member {
+        /// The group's public key.
+        group: PublicKey,
+        /// The group's owner secret.
+        owner: Zeroizing<[u8; 32]>,
+    },
+    /// See [`LinkKind::Reader`].
+    Reader {
+        /// The group's public key.
+        group: PublicKey,
+        /// The group secret, from which the locator and content keys follow.
+        secret: Zeroizing<[u8; 32]>,
+    },
+    /// See [`LinkKind::Replica`].
+    Replica {
+        /// The group's public key.
+        group: PublicKey,
+        /// The group's locator key.
+        locator: Zeroizing<[u8; 32]>,
+    },
+    /// See [`LinkKind::Device`].
+    Device {
+        /// The group's public key.
+        group: PublicKey,
+        /// The group's owner secret.
+        owner: Zeroizing<[u8; 32]>,
+        /// The repo's public key.
+        repo: PublicKey,
+        /// The repo's secret key.
+        repo_secret: Zeroizing<[u8; 32]>,
+    },
+    /// See [`LinkKind::Server`].
+    Server {
+        /// The server's public key.
+        server: PublicKey,
+        /// The token that admits a client.
+        token: Zeroizing<[u8; 32]>,
+    },
+}
+
+impl Link {
+    /// A member link from a group's owner key pair.
+    ///
+    /// # Errors
+    /// [`LinkError::UnknownCrypto`] and [`LinkError::Payload`] if the keys are not a pair of 32-byte keys of one known
+    /// cryptosystem. Whether the secret belongs to the public key is [`Link::verify`]'s subject.
+    pub fn member(group: &PublicKey, owner: &SecretKey) -> Result<Self, LinkError> {
+        if owner.kind() != group.kind() {
+            return Err(LinkError::Payload {
+                part: LinkPart::Secret,
+            });
+        }
+        Self::new(LinkKind::Member, group, &[owner.ref_value().as_ref()])
+    }
+
+    /// A reader link from a group's public key and group secret. Errors as [`Link::member`].
+    pub fn reader(group: &PublicKey, secret: &[u8; 32]) -> Result<Self, LinkError> {
+        Self::new(LinkKind::Reader, group, &[secret])
+    }
+
+    /// A replica link from a group's public key and locator key. Errors as [`Link::member`].
+    pub fn replica(group: &PublicKey, locator: &[u8; 32]) -> Result<Self, LinkError> {
+        Self::new(LinkKind::Replica, group, &[locator])
+    }
+
+    /// A device link from a group's owner key pair and a repo's key pair. Errors as [`Link::member`].
+    pub fn device(group: &PublicKey, owner: &SecretKey, repo: &KeyPair) -> Result<Self, LinkError> {
+        if owner.kind() != group.kind() || repo.kind() != group.kind() {
+            return Err(LinkError::Payload {
+                part: LinkPart::Secret,
+            });
+        }
+        let repo_key = repo.key();
+        Self::new(
+            LinkKind::Device,
+            group,
+            &[
+                owner.ref_value().as_ref(),
+                repo_key.ref_value().as_ref(),
+                repo.ref_bare_secret().as_ref(),
+            ],
+        )
+    }
+
+    /// A server link from a server's public key and an access token. Errors as [`Link::member`].
+    pub fn server(server: &PublicKey, token: &[u8; 32]) -> Result<Self, LinkError> {
+        Self::new(LinkKind::Server, server, &[token])
+    }
+
+    fn new(kind: LinkKind, key: &PublicKey, secrets: &[&[u8]]) -> Result<Self, LinkError> {
+        let bare: &[u8] = key.ref_value().as_ref();
+        if bare.len() != KEY_BYTES {
+            return Err(LinkError::Payload {
+                part: LinkPart::Public,
+            });
+        }
+        if secrets.iter().any(|secret| secret.len() != KEY_BYTES) {
+            return Err(LinkError::Payload {
+                part: LinkPart::Secret,
+            });
+        }
+        let mut public = Vec::with_capacity(KIND_BYTES + KEY_BYTES);
+        public.extend_from_slice(key.kind().bytes());
+        public.extend_from_slice(bare);
+        let mut secret = Zeroizing::new(Vec::with_capacity(secrets.len() * KEY_BYTES));
+        for part in secrets {
+            secret.extend_from_slice(part);
+        }
+        Self::from_payloads(kind, public, secret)
+    }
+
+    /// Puts two payloads together, whose lengths the codec has checked against the kind's fields.
+    fn from_payloads(
+        kind: LinkKind,
+        public: Vec<u8>,
+        secret: Zeroizing<Vec<u8>>,
+    ) -> Result<Self, LinkError> {
+        let crypto = public
+            .first_chunk::<KIND_BYTES>()
+            .map(|bytes| CryptoKind::new(*bytes))
+            .ok_or(LinkError::Payload {
+                part: LinkPart::Public,
+            })?;
+        if !veilid_core::VALID_CRYPTO_KINDS.contains(&crypto) {
+            return Err(LinkError::UnknownCrypto);
+        }
+        Ok(Self {
+            kind,
+            crypto,
+            public,
+            secret,
+        })
+    }
+
+    /// Reads a link. White space around it is ignored, upper and lower case are the same, and `$` may stand for `#`.
+    ///
+    /// # Errors
+    /// A [`LinkError`] that says which part is wrong, and how.
+    pub fn parse(text: &str) -> Result<Self, LinkError> {
+        codec::parse(text)
+    }
+
+    /// What this link grants.
+    pub fn kind(&self) -> LinkKind {
+        self.kind
+    }
+
+    /// The public key of the group, or of the server for a server link.
+    pub fn public_key(&self) -> PublicKey {
+        PublicKey::new(
+            self.crypto,
+            veilid_core::BarePublicKey::new(&self.public_field()),
+        )
+    }
+
+    /// What this link grants, with its keys.
+    pub fn access(&self) -> LinkAccess {
+        let public = self.public_key();
+        match self.kind {
+            LinkKind::Member => LinkAccess::Member {
+                group: public,
+                owner: self.secret_field(0),
+            },
+            LinkKind::Reader => LinkAccess::Reader {
+                group: public,
+                secret: self.secret_field(0),
+            },
+            LinkKind::Replica => LinkAccess::Replica {
+                group: public,
+                locator: self.secret_field(0),
+            },
+            LinkKind::Device => LinkAccess::Device {
+                group: public,
+                owner: self.secret_field(0),
+                repo: PublicKey::new(
+                    self.crypto,
+                    veilid_core::BarePublicKey::new(&*self.secret_field(1)),
+                ),
+                repo_secret: self.secret_field(2),
+            },
+            LinkKind::Server => LinkAccess::Server {
+                server: public,
+                token: self.secret_field(0),
+            },
+        }
+    }
+
+    /// The group's owner key pair, which member and device links carry.
+    pub fn owner(&self) -> Option<KeyPair> {
+        match self.access() {
+            LinkAccess::Member { group, owner } | LinkAccess::Device { group, owner, .. } => {
+                Some(pair(group, &owner))
+            }
+            _ => None,
+        }
+    }
+
+    /// Checks that every secret key in the link belongs to the public key beside it, by asking `belongs`, which is
+    /// normally the cryptosystem's `validate_keypair`. Parsing cannot do it, because it has no Veilid at hand.
+    ///
+    /// # Errors
+    /// [`LinkError::KeyMismatch`] for the first pair that `belongs` refuses.
+    pub fn verify(&self, belongs: impl Fn(&KeyPair) -> bool) -> Result<(), LinkError> {
+        let pairs = match self.access() {
+            LinkAccess::Member { group, owner } => vec![pair(group, &owner)],
+            LinkAccess::Device {
+                group,
+                owner,
+                repo,
+                repo_secret,
+            } => vec![pair(group, &owner), pair(repo, &repo_secret)],
+            _ => Vec::new(),
+        };
+        if pairs.iter().all(belongs) {
+            Ok(())
+        } else {
+            Err(LinkError::KeyMismatch)
+        }
+    }
+
+    /// The link as text, secret included: whoever reads it has what the link grants.
+    pub fn expose(&self) -> Zeroizing<String> {
+        codec::encode(self)
+    }
+
+    /// The link as text in the alphabet of alphanumeric QR codes (which is denser), secret included.
+    pub fn expose_qr(&self) -> Zeroizing<String> {
+        let mut text = self.expose();
+        text.make_ascii_uppercase();
+        // `#` is not in that alphabet.
+        Zeroizing::new(text.replace('#', "$"))
+    }
+
+    fn public_field(&self) -> [u8; KEY_BYTES] {
+        self.public
+            .get(KIND_BYTES..)
+            .and_then(|rest| rest.first_chunk())
+            .copied()
+            .expect("a link is only built with its fixed fields present")
+    }
+
+    fn secret_field(&self, index: usize) -> Zeroizing<[u8; KEY_BYTES]> {
+        self.secret
+            .get(index * KEY_BYTES..)
+            .and_then(|rest| rest.first_chunk())
+            .map(|key| Zeroizing::new(*key))
+            .expect("a link is only built with its fixed fields present")
+    }
+}
+
+fn pair(public: PublicKey, secret: &Zeroizing<[u8; 32]>) -> KeyPair {
+    KeyPair::new_from_parts(public, BareSecretKey::new(&**secret))
+}
+
+impl FromStr for Link {
+    type Err = LinkError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text)
+    }
+}
+
+impl PartialEq for Link {
+    fn eq(&self, other: &Self) -> bool {
+        // Comparing hashes takes the same time wherever two secrets differ.
+        self.kind == other.kind
+            && self.public == other.public
+            && blake3::hash(&self.secret) == blake3::hash(&other.secret)
+    }
+}
+
+impl Eq for Link {}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("kind", &self.kind)
+            .field("secret", &"[redacted]")
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for LinkAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Self::Member { .. } => "Member",
+            Self::Reader { .. } => "Reader",
+            Self::Replica { .. } => "Replica",
+            Self::Device { .. } => "Device",
+            Self::Server { .. } => "Server",
+        };
+        write!(f, "{name}([redacted])")
+    }
+}

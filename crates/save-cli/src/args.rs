@@ -1,0 +1,301 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Archive files with a small group, without a server.
+#[derive(Debug, Parser)]
+#[command(
+    name = "save",
+    version,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    after_help = "Start with `save group create NAME` or `save group join`. `save help COMMAND` has examples.",
+    after_long_help = after_long_help()
+)]
+pub struct Arguments {
+    /// What holds for every command.
+    #[command(flatten)]
+    pub common: Common,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What holds for every command.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Global options")]
+pub struct Common {
+    /// Where this device keeps its groups, files and keys [default: the system's place for a user's data]
+    #[arg(long, global = true, env = "SAVE_DIR", value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// A JSON file with network settings [default: the public Veilid network]
+    #[arg(long, global = true, env = "SAVE_NETWORK", value_name = "FILE")]
+    pub network: Option<PathBuf>,
+    /// The group, by name or by the beginning of its key [default: the only one]
+    #[arg(
+        long,
+        short,
+        global = true,
+        env = "SAVE_GROUP",
+        value_name = "NAME|KEY"
+    )]
+    pub group: Option<String>,
+    /// Print one JSON object per line, failures too
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// How many seconds the network or a member may be silent
+    #[arg(long, global = true, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub timeout: Duration,
+    /// Use what is on this device, and never wait for the network
+    #[arg(long, global = true)]
+    pub offline: bool,
+    /// Keep the keys in a plain file, on a machine without a keyring
+    ///
+    /// Everybody who can read the directory can then read the keys, and with them all that is archived. A network
+    /// settings file with "insecure_storage": true does the same.
+    #[arg(long, global = true, env = "SAVE_INSECURE_KEY_STORAGE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub insecure_key_storage: bool,
+    /// Log to standard error; twice for more. RUST_LOG says it in detail
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// A command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve this device's files to its groups until interrupted
+    ///
+    /// Others can fetch your files while this runs. The other commands use it while it runs, and start a node of
+    /// their own for the moment otherwise. SIGINT and SIGTERM end it within 5 seconds; a second one ends it at once.
+    Run,
+    /// Create, join and list groups
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// List the members of a group
+    Members {
+        /// Ask the network first
+        #[arg(long)]
+        refresh: bool,
+    },
+    /// Archive files
+    Put(Put),
+    /// List the files of all members
+    ///
+    /// Shows what this device knows, which `save run` keeps current. In the column HERE stands whether all of the file is on
+    /// this device.
+    Ls {
+        /// Ask the network first
+        #[arg(long)]
+        refresh: bool,
+    },
+    /// Read a file back
+    Get(Get),
+    /// Take one of this device's files out of the archive
+    Rm {
+        /// Its path in the archive
+        path: String,
+    },
+    /// Say how this device is doing
+    Status,
+    /// Ask a member for a sign of life
+    Ping {
+        /// A name or the beginning of a key [default: all others]
+        member: Option<String>,
+    },
+}
+
+/// What can be done with groups.
+#[derive(Debug, Subcommand)]
+pub enum GroupCommand {
+    /// Create a group
+    ///
+    /// Works offline; the group is published when the network can be reached.
+    Create {
+        /// What the group is called; only its members can read it
+        name: String,
+        /// What this device is called in it; only its members can read it
+        #[arg(long = "as", value_name = "ME", default_value = "anonymous")]
+        me: String,
+    },
+    /// Join a group by its link
+    #[command(after_help = "Examples:
+  save group join --as Ana              asks for the link
+  save group join --file link.txt
+  pass show press-link | save group join -")]
+    Join(Join),
+    /// List this device's groups
+    List,
+    /// Print a group's link: whoever reads it is a member
+    ///
+    /// Hand it on over a channel that you trust. It cannot be taken back.
+    #[command(after_help = "Examples:
+  save group link > link.txt
+  save group link --qr                  the form for QR codes")]
+    Link {
+        /// In capitals, for QR codes
+        #[arg(long)]
+        qr: bool,
+    },
+}
+
+/// The arguments of `group join`.
+#[derive(Args, Debug)]
+pub struct Join {
+    /// The link, or `-` for standard input
+    ///
+    /// An argument can be seen by every process of this machine and stays in the shell's history.
+    #[arg(conflicts_with = "file")]
+    pub link: Option<String>,
+    /// Read the link from a file
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// What this device is called in the group; only its members can read it
+    #[arg(long = "as", value_name = "ME", default_value = "anonymous")]
+    pub me: String,
+}
+
+/// The arguments of `put`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  save put march.jpg notes.txt --to 2026/march
+  save put IMG_0001.jpg --path march/crowd.jpg
+  save put --recursive photos")]
+pub struct Put {
+    /// The files
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// The folder in the archive
+    #[arg(long, value_name = "FOLDER")]
+    pub to: Option<String>,
+    /// The path in the archive, for one file
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["to", "recursive"])]
+    pub path: Option<String>,
+    /// Archive what is in directories; symbolic links in them are left out
+    #[arg(long, short)]
+    pub recursive: bool,
+}
+
+/// The arguments of `get`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  save get march/crowd.jpg              writes crowd.jpg
+  save get march/crowd.jpg -o photos/   writes photos/crowd.jpg
+  save get notes.txt --from Ana -o -    prints it")]
+pub struct Get {
+    /// Its path in the archive
+    pub path: String,
+    /// Where to write it: a file, an existing directory, or `-` for standard output [default: its name, here]
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Whose file: a name or the beginning of a key
+    #[arg(long, value_name = "MEMBER")]
+    pub from: Option<String>,
+    /// Overwrite a file that exists
+    #[arg(long, short)]
+    pub force: bool,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    // A year is longer than anybody waits, and far from what the clock overflows at.
+    if !(0.0..=31_536_000.0).contains(&seconds) {
+        return Err("must be between 0 and 31536000".to_owned());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+fn after_long_help() -> String {
+    format!(
+        "Examples:
+  save group create 'Press pool' --as Ana
+  save group link                       prints the link to hand on
+  save group join --as Ben              asks for the link
+  save run                              serves until interrupted
+  save put crowd.jpg --to march
+  save ls
+  save get march/crowd.jpg
+
+Files:
+  DIR/save.sock is the socket of a running `save run`; only its own user can use it.
+
+Exit codes:
+{}",
+        crate::exit::Code::table()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_of_the_documentation_parses() {
+        for line in [
+            "save run",
+            "save run --dir d --network n --json -vv",
+            "save group create Press --as Ana",
+            "save group join -",
+            "save group join --file f --as Ana",
+            "save group join",
+            "save group list",
+            "save group link --group Press",
+            "save members --refresh",
+            "save put a b --to c",
+            "save put a --path c",
+            "save put -r a",
+            "save ls --json",
+            "save get p -o - --from Ana --force",
+            "save rm p",
+            "save status",
+            "save ping",
+            "save --timeout 2.5 --offline ping Ana",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for line in [
+            "save",
+            "save put",
+            "save put a --path c --to d",
+            "save group join x --file f",
+            "save get",
+            "save --timeout -1 ls",
+            "save --timeout nan ls",
+            "save fly",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_timeout_takes_fractions() {
+        let arguments = parse("save ls --timeout 0.5").unwrap();
+        assert_eq!(arguments.common.timeout, Duration::from_millis(500));
+    }
+
+    #[test]
+    fn long_help_has_the_exit_codes() {
+        let help = Arguments::command().render_long_help().to_string();
+        assert!(help.contains("  3  there is no such group"), "{help}");
+        assert!(help.contains("Examples:"));
+    }
+}

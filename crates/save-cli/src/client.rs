@@ -1,0 +1,190 @@
+//! The asking side: over the socket of a running `save run`, or of a node that this process starts for the moment.
+
+use std::time::Duration;
+
+use futures::{SinkExt as _, StreamExt as _};
+use save_backend::Backend;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tokio_util::codec::Framed;
+
+use crate::error::{Error, Result};
+use crate::ops::{self, BACKLOG, Device, Operation};
+use crate::protocol::{Call, Frame, FrameCodec, PROTOCOL_VERSION};
+use crate::settings::Settings;
+use crate::socket;
+
+/// How long a backend may take to end: the tunnels' withdrawal has its own limit of three seconds within it.
+pub const STOP_LIMIT: Duration = Duration::from_millis(4_700);
+/// How often a directory is tried that another command uses.
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A way to have requests answered.
+pub enum Service {
+    /// By a running `save run`.
+    Daemon(UnixStream),
+    /// By this process.
+    Own(Device),
+}
+
+impl Service {
+    /// Finds the running `save run`, or starts a node. Where another command uses the directory at the moment, waits
+    /// for its end as long as the timeout says.
+    ///
+    /// # Errors
+    /// [`Error::DirectoryInUse`], [`Error::NoKeyStorage`] and whatever the backend's start gives.
+    pub async fn open(settings: &Settings) -> Result<Self> {
+        let deadline = Instant::now() + settings.timeout;
+        let mut told = false;
+        loop {
+            if let Some(stream) = socket::connect(&settings.directory).await? {
+                return Ok(Self::Daemon(stream));
+            }
+            match start(settings).await {
+                Ok(backend) => {
+                    return Ok(Self::Own(Device {
+                        backend,
+                        directory: settings.directory.clone(),
+                        daemon: None,
+                    }));
+                }
+                Err(Error::DirectoryInUse { .. }) if Instant::now() < deadline => {
+                    if !told {
+                        told = true;
+                        tracing::info!("waiting for another command to end");
+                    }
+                    tokio::time::sleep(RETRY_INTERVAL).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether this process answers the requests itself.
+    pub fn is_own(&self) -> bool {
+        matches!(self, Self::Own(_))
+    }
+
+    /// Asks for something. Dropping the replies cancels it.
+    ///
+    /// # Errors
+    /// [`Error::ConnectionLost`] if the running `save run` has ended meanwhile.
+    pub async fn call(
+        self,
+        settings: &Settings,
+        operation: Operation,
+    ) -> Result<(Replies, Option<Device>)> {
+        let call = Call {
+            version: PROTOCOL_VERSION,
+            timeout_ms: u64::try_from(settings.timeout.as_millis()).unwrap_or(u64::MAX),
+            offline: settings.offline,
+            operation,
+        };
+        match self {
+            Self::Daemon(stream) => {
+                let mut framed = Framed::new(stream, FrameCodec);
+                framed.send(&Frame::Request(call)).await?;
+                Ok((Replies::Daemon(Box::new(framed)), None))
+            }
+            Self::Own(device) => {
+                let (sender, frames) = mpsc::channel(BACKLOG);
+                let task = tokio::spawn(ops::answer(device.clone(), call, sender)).abort_handle();
+                Ok((
+                    Replies::Own {
+                        frames,
+                        _task: AbortOnDrop(task),
+                    },
+                    Some(device),
+                ))
+            }
+        }
+    }
+}
+
+/// What comes back for a request.
+pub enum Replies {
+    /// Over the socket.
+    Daemon(Box<Framed<UnixStream, FrameCodec>>),
+    /// From this process.
+    Own {
+        /// The replies.
+        frames: mpsc::Receiver<Frame>,
+        #[doc(hidden)]
+        _task: AbortOnDrop,
+    },
+}
+
+impl Replies {
+    /// The next reply; none when the request is done.
+    ///
+    /// # Errors
+    /// [`Error::Remote`] if the request failed, [`Error::ConnectionLost`] and [`Error::Protocol`] if the running
+    /// `save run` is no help.
+    pub async fn next(&mut self) -> Result<Option<Frame>> {
+        let frame = match self {
+            Self::Daemon(framed) => framed.next().await.transpose()?,
+            Self::Own { frames, .. } => frames.recv().await,
+        };
+        match frame {
+            None => Err(Error::ConnectionLost),
+            Some(Frame::Done) => Ok(None),
+            Some(Frame::Failed(failure)) => Err(Error::Remote(failure)),
+            Some(frame) => Ok(Some(frame)),
+        }
+    }
+}
+
+/// Ends a task when it is dropped.
+pub struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Starts a backend, once.
+///
+/// # Errors
+/// [`Error::DirectoryInUse`] if another process uses the directory, [`Error::NoKeyStorage`] if the system has no
+/// keyring, and whatever else the backend's start gives.
+pub async fn start(settings: &Settings) -> Result<Backend> {
+    let builder = Backend::builder()
+        .directory(&settings.directory)
+        .network(settings.network.clone())
+        .key_storage(settings.key_storage);
+    let started = undisturbed(builder.start()).await?;
+    started.map_err(|error| match error {
+        save_backend::Error::DirectoryInUse => Error::DirectoryInUse {
+            directory: settings.directory.clone(),
+            limit: settings.timeout,
+        },
+        save_backend::Error::KeyringUnavailable { reason } => Error::NoKeyStorage { reason },
+        error => Error::from(error),
+    })
+}
+
+/// Ends a backend, withdrawing its tunnels, in bounded time.
+///
+/// # Errors
+/// [`Error::SlowStop`] if it took longer than [`STOP_LIMIT`], and whatever the backend's stop gives.
+pub async fn stop(backend: &Backend) -> Result<()> {
+    let backend = backend.clone();
+    let stop = undisturbed(async move { backend.stop().await });
+    match tokio::time::timeout(STOP_LIMIT, stop).await {
+        Ok(stopped) => Ok(stopped??),
+        Err(_) => Err(Error::SlowStop { limit: STOP_LIMIT }),
+    }
+}
+
+/// Runs to the end what must not be dropped half way: Veilid panics if its start or its end is. Where nobody waits any more, the
+/// end of the process ends it.
+async fn undisturbed<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T> {
+    tokio::spawn(work).await.map_err(|error| Error::Crashed {
+        reason: error.to_string(),
+    })
+}

@@ -1,0 +1,204 @@
+//! What a request means: the one dispatcher, used by `save run` for what comes over its socket and by a command
+//! that has started a node of its own, so that both do the same.
+
+mod files;
+mod groups;
+mod output;
+mod selection;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use save_backend::Backend;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::error::{Error, Failure, Result};
+use crate::items::{Item, Secret};
+use crate::protocol::{Call, Frame, PROTOCOL_VERSION};
+pub use output::Output;
+pub(crate) use selection::short_key;
+
+/// How many frames may wait for a slow reader.
+pub const BACKLOG: usize = 16;
+
+/// What can be asked for. `group` is a name or the beginning of a key, and may be left out where there is one group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "operation", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Operation {
+    /// How the device is doing.
+    Status,
+    /// A new group.
+    Create {
+        /// Its name.
+        name: String,
+        /// What this device calls itself in it.
+        me: String,
+    },
+    /// Joining a group.
+    Join {
+        /// The link.
+        link: Secret,
+        /// What this device calls itself in it.
+        me: String,
+    },
+    /// The groups of this device.
+    Groups,
+    /// A member link of a group.
+    Link {
+        /// Which group.
+        group: Option<String>,
+    },
+    /// The members of a group.
+    Members {
+        /// Which group.
+        group: Option<String>,
+        /// Ask the network first.
+        refresh: bool,
+    },
+    /// Archiving files.
+    Put {
+        /// Which group.
+        group: Option<String>,
+        /// The files.
+        files: Vec<PutFile>,
+    },
+    /// The files of a group.
+    List {
+        /// Which group.
+        group: Option<String>,
+        /// Ask the network first.
+        refresh: bool,
+    },
+    /// The bytes of a file.
+    Get {
+        /// Which group.
+        group: Option<String>,
+        /// Whose file: a name or the beginning of a key.
+        member: Option<String>,
+        /// The file's path.
+        path: String,
+    },
+    /// Taking a file of this device out of the archive.
+    Remove {
+        /// Which group.
+        group: Option<String>,
+        /// The file's path.
+        path: String,
+    },
+    /// Asking members for a sign of life.
+    Ping {
+        /// Which group.
+        group: Option<String>,
+        /// Which member; all others if left out.
+        member: Option<String>,
+    },
+}
+
+/// A file to archive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutFile {
+    /// Where it is on this machine, absolute.
+    pub source: PathBuf,
+    /// Its path in the archive.
+    pub path: String,
+}
+
+/// The device that a request is about.
+#[derive(Clone)]
+pub struct Device {
+    /// The backend.
+    pub backend: Backend,
+    /// Its directory.
+    pub directory: PathBuf,
+    /// The process id to report, if this process is a `save run`.
+    pub daemon: Option<u32>,
+}
+
+/// Answers one request: results and progress, then [`Frame::Done`] or [`Frame::Failed`]. Dropping the future cancels
+/// the request.
+pub async fn answer(device: Device, call: Call, frames: mpsc::Sender<Frame>) {
+    let output = Output::new(frames);
+    let limit = Duration::from_millis(call.timeout_ms);
+    let result = tokio::select! {
+        result = perform(&device, call, &output, limit) => result,
+        // What waits for the network has limits of its own, which say more; this one comes after them.
+        () = output.silence(limit.saturating_add(Duration::from_secs(5))) => Err(Error::Silence { limit }),
+    };
+    let last = match &result {
+        Ok(()) => Frame::Done,
+        Err(error) => Frame::Failed(Failure::from(error)),
+    };
+    // Nobody is there to be told if the reader has gone.
+    let _ = output.send(last).await;
+}
+
+/// What all operations share.
+struct Context<'a> {
+    device: &'a Device,
+    backend: &'a Backend,
+    output: &'a Output,
+    limit: Duration,
+    offline: bool,
+}
+
+async fn perform(device: &Device, call: Call, output: &Output, limit: Duration) -> Result<()> {
+    if call.version != PROTOCOL_VERSION {
+        return Err(Error::Protocol {
+            reason: format!(
+                "version {} instead of {PROTOCOL_VERSION} was asked for",
+                call.version
+            ),
+        });
+    }
+    let context = Context {
+        device,
+        backend: &device.backend,
+        output,
+        limit,
+        offline: call.offline,
+    };
+    match call.operation {
+        Operation::Status => context.status().await,
+        Operation::Create { name, me } => context.create(&name, &me).await,
+        Operation::Join { link, me } => context.join(&link, &me).await,
+        Operation::Groups => context.groups().await,
+        Operation::Link { group } => context.link(group.as_deref()).await,
+        Operation::Members { group, refresh } => context.members(group.as_deref(), refresh).await,
+        Operation::Put { group, files } => context.put(group.as_deref(), files).await,
+        Operation::List { group, refresh } => context.list(group.as_deref(), refresh).await,
+        Operation::Get {
+            group,
+            member,
+            path,
+        } => {
+            context
+                .get(group.as_deref(), member.as_deref(), &path)
+                .await
+        }
+        Operation::Remove { group, path } => context.remove(group.as_deref(), &path).await,
+        Operation::Ping { group, member } => {
+            context.ping(group.as_deref(), member.as_deref()).await
+        }
+    }
+}
+
+impl Context<'_> {
+    async fn status(&self) -> Result<()> {
+        let status = self.backend.status();
+        let online = status.online;
+        let backend = serde_json::to_value(status).map_err(|error| Error::Protocol {
+            reason: error.to_string(),
+        })?;
+        self.output
+            .item(Item::Status {
+                directory: self.device.directory.clone(),
+                daemon: self.device.daemon,
+                online,
+                backend,
+            })
+            .await?;
+        self.groups().await
+    }
+}

@@ -1,0 +1,177 @@
+//! The `save` binary as a shell sees it, as far as no node has to be started.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// Runs `save` in a directory of its own; standard input holds `input`.
+fn save(directory: &Path, arguments: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_save"))
+        .args(arguments)
+        .current_dir(directory)
+        .env("SAVE_DIR", directory.join("save"))
+        .env_remove("SAVE_NETWORK")
+        .env_remove("SAVE_GROUP")
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command that fails before it reads its input closes it.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+/// The exit code, the word in JSON and the message of a command that fails.
+fn failure(directory: &Path, arguments: &[&str], input: &str) -> (i32, String, String) {
+    let all = [&["--json"], arguments].concat();
+    let output = save(directory, &all, input);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let [line] = &lines[..] else {
+        panic!("one line is expected: {text}");
+    };
+    let error = &line["error"];
+    assert!(error["retryable"].is_boolean());
+    (
+        output.status.code().unwrap(),
+        error["code"].as_str().unwrap().to_owned(),
+        error["message"].as_str().unwrap().to_owned(),
+    )
+}
+
+#[test]
+fn help_is_worth_reading() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = save(directory.path(), &["--help"], "");
+    assert_eq!(output.status.code(), Some(0));
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in [
+        "Examples:",
+        "Exit codes:",
+        "save group join",
+        "--insecure-key-storage",
+    ] {
+        assert!(text.contains(part), "{part} is missing in:\n{text}");
+    }
+    for command in ["run", "put", "get", "group"] {
+        let output = save(directory.path(), &[command, "--help"], "");
+        assert_eq!(output.status.code(), Some(0));
+    }
+    assert!(!directory.path().join("save").exists());
+}
+
+#[test]
+fn a_wrong_command_line_is_usage() {
+    let directory = tempfile::tempdir().unwrap();
+    for arguments in [&["fly"][..], &["put"], &["get", "a", "--unknown"]] {
+        let (code, word, message) = failure(directory.path(), arguments, "");
+        assert_eq!((code, word.as_str()), (2, "usage"), "{message}");
+        assert!(!message.is_empty());
+    }
+    let output = save(directory.path(), &["fly"], "");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stdout.is_empty());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("fly"));
+}
+
+#[test]
+fn a_bad_link_is_said_at_once_and_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let link = include_str!("../../../docs/formats/link.md")
+        .split_once("```valid\n")
+        .unwrap()
+        .1
+        .lines()
+        .next()
+        .unwrap()
+        .rsplit(' ')
+        .next()
+        .unwrap();
+    let cases = [
+        (String::new(), "not a link"),
+        ("hello".to_owned(), "not a link"),
+        (link.replace(":1/", ":2/"), "version 2"),
+        (link.replace("member", "owner"), "'owner'"),
+        (link[..link.len() - 3].to_owned(), "cut short"),
+        (link.split('#').next().unwrap().to_owned(), "after the '#'"),
+        (link.replace("#eb", "#ec"), "mistyped"),
+        (format!("{link} thanks"), "followed by"),
+    ];
+    for (text, said) in cases {
+        let (code, word, message) = failure(directory.path(), &["group", "join", "-"], &text);
+        assert_eq!((code, word.as_str()), (6, "bad_link"));
+        assert!(message.contains(said), "{said} is not in: {message}");
+        let secret = link.rsplit('#').next().unwrap();
+        assert!(!message.contains(&secret[..12]));
+    }
+    assert!(!directory.path().join("save").exists());
+}
+
+#[test]
+fn a_link_file_that_is_missing_is_not_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let (code, word, message) = failure(
+        directory.path(),
+        &["group", "join", "--file", "link.txt"],
+        "",
+    );
+    assert_eq!((code, word.as_str()), (3, "not_found"));
+    assert!(message.contains("link.txt"));
+}
+
+#[test]
+fn a_link_as_an_argument_is_warned_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = save(directory.path(), &["group", "join", "save+dweb:1/"], "");
+    assert_eq!(output.status.code(), Some(6));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("standard input"));
+}
+
+#[test]
+fn put_names_what_it_cannot_take() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("folder")).unwrap();
+    let (code, word, message) = failure(directory.path(), &["put", "missing.txt"], "");
+    assert_eq!((code, word.as_str()), (3, "not_found"));
+    assert!(message.contains("missing.txt"));
+    let (code, word, message) = failure(directory.path(), &["put", "folder"], "");
+    assert_eq!((code, word.as_str()), (2, "usage"));
+    assert!(message.contains("folder") && message.contains("--recursive"));
+}
+
+#[test]
+fn get_never_writes_over_a_file_unasked() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("notes.txt"), "mine").unwrap();
+    for arguments in [
+        &["get", "a/notes.txt"][..],
+        &["get", "x", "-o", "notes.txt"],
+    ] {
+        let (code, word, message) = failure(directory.path(), arguments, "");
+        assert_eq!((code, word.as_str()), (5, "already_exists"));
+        assert!(message.contains("notes.txt"));
+    }
+    let (code, word, _) = failure(directory.path(), &["get", "a/.."], "");
+    assert_eq!((code, word.as_str()), (7, "bad_path"));
+}
+
+#[test]
+fn bad_network_settings_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("network.json"), "{").unwrap();
+    let arguments = ["--network", "network.json", "ls"];
+    let (code, word, message) = failure(directory.path(), &arguments, "");
+    assert_eq!((code, word.as_str()), (12, "io"));
+    assert!(message.contains("network.json"));
+    let arguments = ["--network", "missing.json", "ls"];
+    let (code, word, _) = failure(directory.path(), &arguments, "");
+    assert_eq!((code, word.as_str()), (3, "not_found"));
+}

@@ -1,0 +1,280 @@
+//! Tests of the store, in a directory each.
+
+use bytes::Bytes;
+use iroh_blobs::{
+    BlobFormat,
+    api::{TempTag, blobs::AddBytesOptions},
+    format::collection::Collection,
+};
+use tempfile::TempDir;
+
+use super::*;
+
+async fn open(dir: &TempDir) -> VeilidStore {
+    VeilidStore::load(dir.path(), StoreOptions::default())
+        .await
+        .unwrap()
+}
+
+/// Adds bytes and lets go of them, so that only roots keep them.
+async fn add(store: &VeilidStore, bytes: impl Into<Bytes>) -> Hash {
+    store
+        .add_bytes(bytes.into())
+        .temp_tag()
+        .await
+        .unwrap()
+        .hash()
+}
+
+/// Adds a collection without a name.
+async fn collection(store: &VeilidStore, links: Vec<(&str, Hash)>) -> TempTag {
+    let mut last = None;
+    for (blob, format) in links
+        .into_iter()
+        .collect::<Collection>()
+        .to_blobs()
+        .zip([BlobFormat::Raw, BlobFormat::HashSeq])
+    {
+        let tag = store
+            .add_bytes_with_opts(AddBytesOptions { data: blob, format })
+            .temp_tag()
+            .await
+            .unwrap();
+        // The metadata is kept by the sequence once that is there; nothing is collected in between here.
+        last = Some(tag);
+    }
+    last.unwrap()
+}
+
+/// A root over two shards with two files each, the second of 100 KiB; none of it has a name yet.
+async fn tree(store: &VeilidStore, seed: u8) -> (TempTag, Vec<Hash>) {
+    let mut shards = Vec::new();
+    let mut files = Vec::new();
+    for index in 0..2u8 {
+        let small = add(store, vec![seed, index, 1]).await;
+        let large = add(
+            store,
+            vec![seed ^ index ^ 0x55; 100 * 1024 + usize::from(seed)],
+        )
+        .await;
+        files.extend([small, large]);
+        shards.push(
+            collection(store, vec![("a", small), ("b", large)])
+                .await
+                .hash(),
+        );
+    }
+    (
+        collection(store, vec![("0", shards[0]), ("1", shards[1])]).await,
+        files,
+    )
+}
+
+#[tokio::test]
+async fn a_named_root_keeps_everything_two_levels_deep() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let (kept_tag, kept_files) = tree(&store, 1).await;
+    let (lost_tag, lost_files) = tree(&store, 2).await;
+    let (kept, lost) = (kept_tag.hash(), lost_tag.hash());
+    store.set_root("repo/kept", kept).await.unwrap();
+    store.set_root("repo/lost", lost).await.unwrap();
+    drop((kept_tag, lost_tag));
+
+    // 1 root, 2 shards, their 3 metadata blobs, 4 files; the two shards' names are the same, so is their metadata.
+    let reachable = store.reachable(kept).await.unwrap();
+    assert_eq!(reachable.len(), 9);
+    assert_eq!(reachable[0], kept);
+    assert!(kept_files.iter().all(|file| reachable.contains(file)));
+
+    let report = store.gc().await.unwrap();
+    assert_eq!(report.removed_blobs, 0);
+    let before = store.usage().await.unwrap();
+
+    store.remove_root("repo/lost").await.unwrap();
+    let report = store.gc().await.unwrap();
+    // The metadata blobs are shared with the root that is kept.
+    assert_eq!(report.removed_blobs, 7);
+    let after = store.usage().await.unwrap();
+    assert_eq!(before.bytes - after.bytes, report.removed_bytes);
+    assert!(report.removed_bytes > 2 * 100 * 1024);
+    assert_eq!(report.kept_blobs, after.blobs);
+    for hash in lost_files.iter().chain([&lost]) {
+        assert!(!store.has(*hash).await.unwrap());
+    }
+    for hash in store.reachable(kept).await.unwrap() {
+        assert!(store.has(hash).await.unwrap(), "{hash} was collected");
+        store.get_bytes(hash).await.unwrap();
+    }
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn collecting_gives_disk_space_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let big = add(&store, vec![7; 4 << 20]).await;
+    let on_disk = || {
+        std::fs::read_dir(dir.path().join("data"))
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().unwrap().len())
+            .sum::<u64>()
+    };
+    assert!(on_disk() >= 4 << 20);
+    assert_eq!(store.gc().await.unwrap().removed_bytes, 4 << 20);
+    assert!(!store.has(big).await.unwrap());
+    assert!(on_disk() < 64 << 10, "{} bytes are left", on_disk());
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn guards_and_temporary_tags_keep_what_has_no_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let tagged = store
+        .add_slice(b"with a temporary tag")
+        .temp_tag()
+        .await
+        .unwrap();
+    let (root, files) = tree(&store, 3).await;
+    let guard = store.protect(root.hash()).await;
+    let second = store.protect(root.hash()).await;
+    drop((root, second));
+    assert_eq!(store.gc().await.unwrap().removed_blobs, 0);
+    drop(guard);
+    // Nine blobs of the tree, less the one with the temporary tag, which stays.
+    assert_eq!(store.gc().await.unwrap().removed_blobs, 9);
+    assert!(!store.has(files[3]).await.unwrap());
+    assert!(store.has(tagged.hash()).await.unwrap());
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn roots_survive_a_restart_and_are_listed_by_prefix() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let (root, _) = tree(&store, 4).await;
+    let root = root.hash();
+    for name in ["repo/b", "repo/a", "other"] {
+        store.set_root(name, root).await.unwrap();
+    }
+    store.remove_root("absent").await.unwrap();
+    store.close().await.unwrap();
+    assert!(matches!(store.root("other").await, Err(Error::Closed)));
+    assert!(matches!(store.gc().await, Err(Error::Closed)));
+    store.close().await.unwrap();
+
+    let store = open(&dir).await;
+    assert_eq!(store.root("other").await.unwrap(), Some(root));
+    assert_eq!(store.root("absent").await.unwrap(), None);
+    let roots = store.roots("repo/").await.unwrap();
+    assert_eq!(
+        roots,
+        [("repo/a".to_owned(), root), ("repo/b".to_owned(), root)]
+    );
+    assert_eq!(store.gc().await.unwrap().removed_blobs, 0);
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn missing_children_are_listed_and_do_not_stop_a_collection() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let absent = Hash::new(b"not here");
+    let shard = collection(&store, vec![("a", absent), ("b", Hash::EMPTY)]).await;
+    let root = collection(
+        &store,
+        vec![
+            ("0", shard.hash()),
+            ("1", Hash::new(b"a shard that is not here")),
+        ],
+    )
+    .await;
+    store.set_root("r", root.hash()).await.unwrap();
+    let reachable = store.reachable(root.hash()).await.unwrap();
+    assert!(reachable.contains(&absent));
+    assert!(reachable.contains(&Hash::new(b"a shard that is not here")));
+    assert_eq!(store.gc().await.unwrap().removed_blobs, 0);
+    assert_eq!(store.reachable(absent).await.unwrap(), [absent]);
+    assert_eq!(store.links(absent).await.unwrap(), None);
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn collections_at_once_and_dropped_ones_do_no_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let (root, _) = tree(&store, 5).await;
+    store.set_root("r", root.hash()).await.unwrap();
+    drop(root);
+    for _ in 0..20 {
+        let (a, b) = tokio::join!(store.gc(), store.gc());
+        assert_eq!((a.unwrap().removed_blobs, b.unwrap().removed_blobs), (0, 0));
+        // Polled once and dropped: the round may have begun, and ends by itself.
+        let mut dropped = Box::pin(store.gc());
+        assert!(futures::poll!(&mut dropped).is_pending());
+        drop(dropped);
+        let added = store.add_slice(b"new").temp_tag().await.unwrap();
+        store.set_root("r2", added.hash()).await.unwrap();
+        drop(added);
+        store.gc().await.unwrap();
+        assert!(store.has(Hash::new(b"new")).await.unwrap());
+    }
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_directory_belongs_to_one_store_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let again = VeilidStore::load(dir.path(), StoreOptions::default()).await;
+    assert!(matches!(again, Err(Error::InUse { .. })), "{again:?}");
+    store.close().await.unwrap();
+    open(&dir).await.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn damage_and_foreign_formats_are_told_apart_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    open(&dir).await.close().await.unwrap();
+    let format = dir.path().join("format");
+    let index = dir.path().join("blobs.db");
+
+    std::fs::write(&format, "save-store sealed 2\n").unwrap();
+    match VeilidStore::load(dir.path(), StoreOptions::default()).await {
+        Err(Error::UnknownFormat { found, .. }) => assert_eq!(found, "save-store sealed 2"),
+        other => panic!("{other:?}"),
+    }
+    std::fs::remove_file(&format).unwrap();
+    let missing = VeilidStore::load(dir.path(), StoreOptions::default()).await;
+    assert!(matches!(missing, Err(Error::Damaged { .. })), "{missing:?}");
+
+    std::fs::write(&format, FORMAT).unwrap();
+    let junk = b"this is no index".repeat(1000);
+    std::fs::write(&index, &junk).unwrap();
+    let damaged = VeilidStore::load(dir.path(), StoreOptions::default()).await;
+    assert!(matches!(damaged, Err(Error::Damaged { .. })), "{damaged:?}");
+    assert_eq!(
+        std::fs::read(&index).unwrap(),
+        junk,
+        "a damaged index must not be touched"
+    );
+}
+
+#[tokio::test]
+async fn names_of_roots_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let root = Hash::EMPTY;
+    assert!(matches!(
+        store.set_root("", root).await,
+        Err(Error::RootName { len: 0 })
+    ));
+    let longest = "x".repeat(VeilidStore::MAX_ROOT_NAME);
+    store.set_root(&longest, root).await.unwrap();
+    assert!(matches!(
+        store.set_root(&format!("{longest}y"), root).await,
+        Err(Error::RootName { len: 256 })
+    ));
+    store.close().await.unwrap();
+}

@@ -1,0 +1,269 @@
+//! The `save` command on a devnet: bad input, one directory for several processes, and working without a network.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use devnet::Devnet;
+use integration_tests::device::{Device, Error};
+use save_backend::Link;
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(90);
+
+struct Stage {
+    devnet: Devnet,
+    directory: PathBuf,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let devnet = Devnet::start(devnet::MIN_NODES).await.unwrap();
+        let directory = devnet.directory().join("files");
+        std::fs::create_dir(&directory).unwrap();
+        Self { devnet, directory }
+    }
+
+    async fn device(&self, name: &str) -> Device {
+        Device::new(name, self.devnet.host(name).await.unwrap()).unwrap()
+    }
+
+    /// A device whose `save run` is online.
+    async fn serving(&self, name: &str) -> Device {
+        let mut device = self.device(name).await;
+        device.start(LIMIT).await.unwrap();
+        device.online(LIMIT).await.unwrap();
+        device
+    }
+
+    fn file(&self, name: &str, content: &[u8]) -> String {
+        let path = self.directory.join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.directory.join(name).to_str().unwrap().to_owned()
+    }
+
+    async fn strike(self, devices: Vec<Device>) {
+        drop(devices);
+        self.devnet.stop().await.unwrap();
+    }
+}
+
+async fn link(device: &Device) -> String {
+    let lines = device.save(&["group", "link"]).await.unwrap();
+    lines[0]["link"].as_str().unwrap().to_owned()
+}
+
+async fn join(device: &Device, link: &str) -> Result<Vec<Value>, Error> {
+    let arguments = ["group", "join", "-", "--as", device.name()];
+    device.save_with(&arguments, Some(link)).await
+}
+
+async fn paths(device: &Device) -> Vec<String> {
+    let lines = device.save(&["ls"]).await.unwrap();
+    let path = |line: &Value| line["path"].as_str().unwrap().to_owned();
+    lines.iter().map(path).collect()
+}
+
+/// The exit code, the word for it, and the message.
+fn failure<T: std::fmt::Debug>(result: Result<T, Error>) -> (i32, String, String) {
+    match result {
+        Err(Error::Command {
+            code: Some(code),
+            kind,
+            message,
+            ..
+        }) => (code, kind, message),
+        other => panic!("a failure of the command is expected: {other:?}"),
+    }
+}
+
+fn is_published(lines: &[Value]) -> bool {
+    lines
+        .iter()
+        .any(|line| line["type"] == "publication" && line["published"] == true)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_input_is_named_and_loses_nothing() {
+    let stage = Stage::set().await;
+    let ana = stage.serving("ana").await;
+    let ben = stage.serving("ben").await;
+    let lines = ana
+        .save(&["group", "create", "Press", "--as", "ana"])
+        .await
+        .unwrap();
+    assert!(is_published(&lines), "{lines:?}");
+    let notes = stage.file("notes.txt", b"kept");
+    ana.save(&["put", &notes]).await.unwrap();
+    let good = link(&ana).await;
+
+    // Links. Those that can be told by their text never reach a node.
+    let reader = {
+        let public = Link::parse(&good).unwrap().public_key();
+        Link::reader(&public, &[7; 32]).unwrap().expose()
+    };
+    let (head, tail) = good.split_at(good.len() - 20);
+    let wrong = if tail.starts_with('a') { "b" } else { "a" };
+    for (text, said) in [
+        (head.to_owned(), "cut short"),
+        (format!("{head}{wrong}{}", &tail[1..]), "mistyped"),
+        (good.replace(":1/", ":2/"), "newer"),
+        (good.replace("/member/", "/owner/"), "'owner'"),
+        (reader.to_string(), "reader"),
+    ] {
+        let (code, kind, message) = failure(join(&ben, &text).await);
+        assert_eq!((code, kind.as_str()), (6, "bad_link"), "{message}");
+        assert!(message.contains(said), "{said} is not in: {message}");
+    }
+    // A sound link whose secret belongs to another group.
+    let public = Link::parse(&good).unwrap().public_key();
+    let secret =
+        veilid_core::SecretKey::new(public.kind(), veilid_core::BareSecretKey::new(&[3; 32]));
+    let forged = Link::member(&public, &secret).unwrap().expose();
+    let (code, _, message) = failure(join(&ben, &forged).await);
+    assert_eq!(code, 6, "{message}");
+    assert!(message.contains("does not belong"), "{message}");
+
+    // A group that nobody has published.
+    let cleo = stage.device("cleo").await;
+    cleo.host().cut_off().await.unwrap();
+    let lines = cleo
+        .save(&["group", "create", "Nowhere", "--offline"])
+        .await
+        .unwrap();
+    assert!(!is_published(&lines));
+    let nowhere = link(&cleo).await;
+    let arguments = ["group", "join", "-", "--timeout", "15"];
+    let (code, kind, message) = failure(ben.save_with(&arguments, Some(&nowhere)).await);
+    assert_eq!((code, kind.as_str()), (9, "no_answer"), "{message}");
+    assert!(message.contains("the group does not answer"), "{message}");
+    assert!(
+        ben.save(&["group", "list"]).await.unwrap().is_empty(),
+        "a group that does not answer is not remembered"
+    );
+
+    // Paths and files.
+    let put = |path: &'static str| {
+        let (ana, notes) = (&ana, &notes);
+        async move { failure(ana.save(&["put", notes, "--path", path]).await) }
+    };
+    for path in ["../x", "a/../x", "/etc/x", "a//b", ""] {
+        let (code, kind, message) = put(path).await;
+        assert_eq!((code, kind.as_str()), (7, "bad_path"), "{path}: {message}");
+    }
+    let missing = stage.path("missing.txt");
+    let (code, _, message) = failure(ana.save(&["put", &missing]).await);
+    assert_eq!(code, 3);
+    assert!(message.contains("missing.txt"));
+    for arguments in [
+        &["get", "missing.txt", "--timeout", "5"][..],
+        &["rm", "missing.txt"],
+        &["get", "notes.txt", "--from", "nobody"],
+        &["ls", "--group", "nothing"],
+        &["ping", "nobody"],
+    ] {
+        let (code, kind, message) = failure(ana.save(arguments).await);
+        assert_eq!(
+            (code, kind.as_str()),
+            (3, "not_found"),
+            "{arguments:?}: {message}"
+        );
+    }
+
+    // Nothing is lost by all this.
+    assert_eq!(paths(&ana).await, ["notes.txt"]);
+    let lines = join(&ben, &good).await.unwrap();
+    assert!(is_published(&lines), "{lines:?}");
+    let copy = stage.path("copy.txt");
+    ben.save(&["get", "notes.txt", "-o", &copy]).await.unwrap();
+    assert_eq!(std::fs::read(&copy).unwrap(), b"kept");
+    // And nothing is overwritten.
+    let (code, _, _) = failure(ben.save(&["get", "notes.txt", "-o", &copy]).await);
+    assert_eq!(code, 5);
+    stage.strike(vec![ana, ben, cleo]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_directory_serves_several_commands() {
+    let stage = Stage::set().await;
+    let mut ana = stage.serving("ana").await;
+    ana.save(&["group", "create", "Press", "--as", "ana"])
+        .await
+        .unwrap();
+    let notes = stage.file("notes.txt", b"kept");
+    ana.save(&["put", &notes]).await.unwrap();
+
+    let (code, kind, message) = failure(ana.save(&["run"]).await);
+    assert_eq!((code, kind.as_str()), (10, "directory_in_use"));
+    assert!(message.contains("running"), "{message}");
+    let status = ana.save(&["status"]).await.unwrap();
+    assert_eq!(status[0]["daemon"], ana.pid().unwrap());
+    assert_eq!(status[0]["online"], true);
+    // Many at once, over the socket.
+    let many = (0..20).map(|_| ana.save(&["ls"]));
+    for listed in futures::future::join_all(many).await {
+        assert_eq!(listed.unwrap().len(), 1);
+    }
+
+    // After a crash the socket is still there. It does not stop commands, nor the next `save run`.
+    ana.kill().await.unwrap();
+    assert!(ana.directory().join("save.sock").exists());
+    assert_eq!(paths(&ana).await, ["notes.txt"]);
+    let status = ana.save(&["status", "--offline"]).await.unwrap();
+    assert_eq!(status[0]["daemon"], Value::Null);
+    // Commands without a `save run` wait for each other.
+    let some = (0..3).map(|_| ana.save(&["ls", "--offline"]));
+    for listed in futures::future::join_all(some).await {
+        assert_eq!(listed.unwrap().len(), 1);
+    }
+    ana.start(LIMIT).await.unwrap();
+    assert_eq!(paths(&ana).await, ["notes.txt"]);
+    let took = ana.stop(Duration::from_secs(5)).await.unwrap();
+    assert!(took < Duration::from_secs(5));
+    assert!(!ana.directory().join("save.sock").exists());
+    stage.strike(vec![ana]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_without_a_network_is_published_later() {
+    let stage = Stage::set().await;
+    let mut ana = stage.device("ana").await;
+    ana.host().cut_off().await.unwrap();
+    let notes = stage.file("notes.txt", b"written on the train");
+    for arguments in [
+        &["group", "create", "Press", "--as", "ana"][..],
+        &["put", &notes],
+    ] {
+        let all = [arguments, &["--timeout", "2"]].concat();
+        let lines = ana.save(&all).await.unwrap();
+        assert!(!is_published(&lines), "{lines:?}");
+    }
+    // Reading what is here needs no network and does not wait for it.
+    assert_eq!(paths(&ana).await, ["notes.txt"]);
+    let copy = stage.path("own.txt");
+    ana.save(&["get", "notes.txt", "-o", &copy]).await.unwrap();
+    // What needs the network says so.
+    let (code, kind, _) = failure(ana.save(&["ping", "--timeout", "1"]).await);
+    assert_eq!((code, kind.as_str()), (8, "offline"));
+
+    ana.host().rejoin().await.unwrap();
+    ana.start(LIMIT).await.unwrap();
+    ana.online(LIMIT).await.unwrap();
+    let published = |lines: &[Value]| lines.iter().all(|line| line["published"] == true);
+    ana.until(&["group", "list"], "publishing", LIMIT, published)
+        .await
+        .unwrap();
+    let ben = stage.serving("ben").await;
+    join(&ben, &link(&ana).await).await.unwrap();
+    let copy = stage.path("copy.txt");
+    ben.save(&["get", "notes.txt", "-o", &copy]).await.unwrap();
+    assert_eq!(std::fs::read(&copy).unwrap(), b"written on the train");
+    let lines = ben.save(&["ping", "ana"]).await.unwrap();
+    assert_eq!(lines[0]["type"], "pong");
+    stage.strike(vec![ana, ben]).await;
+}
