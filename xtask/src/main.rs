@@ -56,17 +56,22 @@ fn main() -> ExitCode {
 /// less would build Veilid anew.
 const WORKSPACE: [&str; 2] = ["build", "--workspace"];
 
+/// All binaries; and one small test, since only with a test among the targets do the features that tests need count, without
+/// which Veilid would be built once for the demo and once more for the tests.
+const BINARIES: [&str; 3] = ["--bins", "--test", "layers"];
+
 fn demo(arguments: &[String]) -> Result<()> {
     prerequisites()?;
     // What the demo prints is for standard output, so cargo's own words go where they always go.
-    cargo(WORKSPACE).arg("--bins").run()?;
+    cargo(WORKSPACE).args(BINARIES).run()?;
     in_devnet("debug", "save-demo")?.args(arguments).run()
 }
 
 pub(crate) fn test(arguments: &[String]) -> Result<()> {
     prerequisites()?;
-    // The runner first, since cargo needs it to run the tests.
-    cargo(WORKSPACE).arg("--all-targets").run()?;
+    // The binaries first: one of them is the runner, and tests start the others. Cargo builds what the arguments ask for
+    // beyond that.
+    cargo(WORKSPACE).args(BINARIES).run()?;
     cargo(["test", "--workspace"])
         .args(arguments)
         .env(&run::runner_variable()?, &run::runner()?)
@@ -75,12 +80,12 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
 
 fn bench(arguments: &[String]) -> Result<()> {
     prerequisites()?;
-    cargo(WORKSPACE).args(["--bins", "--release"]).run()?;
+    cargo(WORKSPACE).args(BINARIES).arg("--release").run()?;
     in_devnet("release", "save-bench")?.args(arguments).run()
 }
 
 fn shell(arguments: &[String]) -> Result<()> {
     prerequisites()?;
-    cargo(WORKSPACE).arg("--bins").run()?;
+    cargo(WORKSPACE).args(BINARIES).run()?;
     in_devnet("debug", "devnet-shell")?.args(arguments).run()
 }

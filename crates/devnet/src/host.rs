@@ -175,18 +175,14 @@ impl Host {
         Node::start(self, directory, options).await
     }
 
-    /// Takes the host's link down, as if its cable were pulled.
+    /// Cuts the host off: whatever it sends, and whatever is sent to it, is silently lost.
     pub async fn cut_off(&self) -> Result<()> {
-        let link = self.inner.link.clone();
-        let cut = async move { links::lower(&link).await };
-        self.inner.router.run(cut).await?
+        self.set_connected(false).await
     }
 
-    /// Takes the host's link up again.
+    /// Joins the host to the network again.
     pub async fn rejoin(&self) -> Result<()> {
-        let (link, addresses) = (self.inner.link.clone(), self.inner.addresses);
-        let raise = async move { links::raise(&link, addresses).await };
-        self.inner.router.run(raise).await?
+        self.set_connected(true).await
     }
 
     /// Limits the host's link to a rate, in each direction alone. Replaces an earlier limit.
@@ -209,6 +205,12 @@ impl Host {
             .await??;
         let up = self.inner.thread.run(links::queueing(HOST_LINK)).await??;
         Ok(down == TokenBucket::KIND && up == TokenBucket::KIND)
+    }
+
+    async fn set_connected(&self, connected: bool) -> Result<()> {
+        let (link, addresses) = (self.inner.link.clone(), self.inner.addresses);
+        let change = async move { links::set_connected(&link, addresses, connected).await };
+        self.inner.router.run(change).await?
     }
 
     async fn shape(&self, bucket: Option<TokenBucket>) -> Result<()> {

@@ -12,7 +12,7 @@ use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUE
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
-use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::packet_route::route::{RouteScope, RouteType};
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -49,7 +49,7 @@ impl Addresses {
 /// Brings the loopback interface of this namespace up.
 pub(crate) async fn bring_loopback_up() -> Result<()> {
     let netlink = connect()?;
-    set_up(&netlink, "lo", true).await
+    set_up(&netlink, "lo").await
 }
 
 /// On the router: makes the link to a host, whose end goes straight into the host's namespace.
@@ -68,16 +68,53 @@ pub(crate) async fn create(name: &str, host: impl AsFd, addresses: Addresses) ->
         .execute()
         .await
         .map_err(Error::netlink("making a link"))?;
-    add_address(&netlink, index(&netlink, name).await?, ROUTER_V4.into(), 32).await?;
-    raise(name, addresses).await
+    set_up(&netlink, name).await?;
+    let link = index(&netlink, name).await?;
+    add_address(&netlink, link, ROUTER_V4.into(), 32).await?;
+    add_address(&netlink, link, addresses.router_v6.into(), 64).await?;
+    add_host_route(&netlink, link, addresses).await
 }
 
-/// On the router: takes the link up and gives it what the kernel drops when a link goes down.
-pub(crate) async fn raise(name: &str, addresses: Addresses) -> Result<()> {
+/// On the router: forwards between the host and everybody else, or silently drops it all.
+///
+/// The link itself stays up. A link that goes down takes its carrier with it, whereupon a Veilid
+/// node tears its network down and does not get ready again for minutes; what an access network
+/// does far more often is to lose packets while the interface looks fine.
+pub(crate) async fn set_connected(name: &str, addresses: Addresses, connected: bool) -> Result<()> {
+    for family in ["ipv4", "ipv6"] {
+        let path = format!("/proc/sys/net/{family}/conf/{name}/forwarding");
+        let value = if connected { "1" } else { "0" };
+        std::fs::write(&path, value).map_err(Error::file(path))?;
+    }
     let netlink = connect()?;
-    set_up(&netlink, name, true).await?;
-    let link = index(&netlink, name).await?;
-    add_address(&netlink, link, addresses.router_v6.into(), 64).await?;
+    let drop_v6 = RouteMessageBuilder::<Ipv6Addr>::new()
+        .destination_prefix(addresses.v6, 128)
+        .kind(RouteType::BlackHole)
+        .build();
+    if connected {
+        let link = index(&netlink, name).await?;
+        add_host_route(&netlink, link, addresses).await?;
+        // An error means that the host was not cut off.
+        let _ = netlink.route().del(drop_v6).execute().await;
+        return Ok(());
+    }
+    let drop_v4 = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(addresses.v4, 32)
+        .kind(RouteType::BlackHole)
+        .build();
+    for route in [drop_v4, drop_v6] {
+        netlink
+            .route()
+            .add(route)
+            .replace()
+            .execute()
+            .await
+            .map_err(Error::netlink("taking the route to a host away"))?;
+    }
+    Ok(())
+}
+
+async fn add_host_route(netlink: &Handle, link: u32, addresses: Addresses) -> Result<()> {
     let route = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(addresses.v4, 32)
         .output_interface(link)
@@ -92,19 +129,14 @@ pub(crate) async fn raise(name: &str, addresses: Addresses) -> Result<()> {
         .map_err(Error::netlink("adding a route to a host"))
 }
 
-/// On the router: takes the link down.
-pub(crate) async fn lower(name: &str) -> Result<()> {
-    set_up(&connect()?, name, false).await
-}
-
 /// On a host: its addresses and default routes, once the link is there.
 pub(crate) async fn configure_host(addresses: Addresses) -> Result<()> {
     let netlink = connect()?;
-    set_up(&netlink, "lo", true).await?;
+    set_up(&netlink, "lo").await?;
     let link = index(&netlink, HOST_LINK).await?;
     add_address(&netlink, link, addresses.v4.into(), 32).await?;
     add_address(&netlink, link, addresses.v6.into(), 64).await?;
-    set_up(&netlink, HOST_LINK, true).await?;
+    set_up(&netlink, HOST_LINK).await?;
     // The gateway is in no network of this host, hence on-link.
     let v4 = RouteMessageBuilder::<Ipv4Addr>::new()
         .gateway(ROUTER_V4)
@@ -219,15 +251,14 @@ async fn index(netlink: &Handle, name: &str) -> Result<u32> {
     }
 }
 
-async fn set_up(netlink: &Handle, name: &str, up: bool) -> Result<()> {
-    let link = LinkUnspec::new_with_index(index(netlink, name).await?);
-    let link = if up { link.up() } else { link.down() };
+async fn set_up(netlink: &Handle, name: &str) -> Result<()> {
+    let link = LinkUnspec::new_with_index(index(netlink, name).await?).up();
     netlink
         .link()
         .set(link.build())
         .execute()
         .await
-        .map_err(Error::netlink("taking a link up or down"))
+        .map_err(Error::netlink("taking a link up"))
 }
 
 async fn add_address(netlink: &Handle, link: u32, address: IpAddr, prefix: u8) -> Result<()> {

@@ -183,9 +183,8 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if let Some(api) = self.host.thread().nodes().remove(self.id) {
-            self.host.handle().spawn(api.shutdown());
-        }
+        let thread = self.host.thread();
+        thread.nodes().end(self.id, thread.handle());
     }
 }
 

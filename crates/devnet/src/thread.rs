@@ -1,6 +1,7 @@
 //! A network namespace with a tokio runtime inside: what a host, and the router, run on.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use veilid_core::VeilidAPI;
 
 use crate::{Error, Result};
@@ -128,29 +129,41 @@ impl AsFd for NamespaceThread {
 
 /// The Veilid nodes that run in a namespace, so that it can stop them.
 #[derive(Default)]
-pub(crate) struct Nodes(Mutex<(u64, Vec<(u64, VeilidAPI)>)>);
+pub(crate) struct Nodes {
+    running: Mutex<Vec<(u64, VeilidAPI)>>,
+    last_id: AtomicU64,
+    /// Nodes that were dropped and are shutting down.
+    ending: TaskTracker,
+}
 
 impl Nodes {
     /// Adds a node and gives the number to remove it by.
     pub(crate) fn add(&self, api: VeilidAPI) -> u64 {
-        let mut nodes = lock(&self.0);
-        nodes.0 += 1;
-        let id = nodes.0;
-        nodes.1.push((id, api));
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed);
+        lock(&self.running).push((id, api));
         id
     }
 
     /// Takes a node out; `None` where somebody else is shutting it down.
     pub(crate) fn remove(&self, id: u64) -> Option<VeilidAPI> {
-        let mut nodes = lock(&self.0);
-        let position = nodes.1.iter().position(|(found, _)| *found == id)?;
-        Some(nodes.1.swap_remove(position).1)
+        let mut running = lock(&self.running);
+        let position = running.iter().position(|(found, _)| *found == id)?;
+        Some(running.swap_remove(position).1)
+    }
+
+    /// Shuts a node down in the background; the namespace lasts until that is done.
+    pub(crate) fn end(&self, id: u64, handle: &Handle) {
+        if let Some(api) = self.remove(id) {
+            self.ending.spawn_on(api.shutdown(), handle);
+        }
     }
 
     async fn shut_down(&self) {
-        let nodes = std::mem::take(&mut lock(&self.0).1);
-        let all = join_all(nodes.into_iter().map(|(_, api)| api.shutdown()));
-        if tokio::time::timeout(NODES_SHUTDOWN, all).await.is_err() {
+        let running = std::mem::take(&mut *lock(&self.running));
+        let all = join_all(running.into_iter().map(|(_, api)| api.shutdown()));
+        self.ending.close();
+        let ended = async { tokio::join!(all, self.ending.wait()) };
+        if tokio::time::timeout(NODES_SHUTDOWN, ended).await.is_err() {
             tracing::warn!("a node did not shut down within {NODES_SHUTDOWN:?}");
         }
     }
