@@ -72,9 +72,8 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
     // The binaries first: one of them is the runner, and tests start the others. Cargo builds what the arguments ask for
     // beyond that.
     cargo(WORKSPACE).args(BINARIES).run()?;
-    cargo(["test", "--workspace"])
+    cargo(["--config", &run::runner()?, "test", "--workspace"])
         .args(arguments)
-        .env(&run::runner_variable()?, &run::runner()?)
         .run()
 }
 

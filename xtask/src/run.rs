@@ -32,6 +32,14 @@ impl Run {
     pub(crate) fn new(program: impl Into<OsString>) -> Self {
         let mut command = Command::new(program.into());
         command.current_dir(root());
+        // `cargo run` describes this package in the environment. Build scripts that read such variables (ring's does) would
+        // run anew, and all that depends on them be built anew, at every change between `cargo build` and `cargo xtask`.
+        for (name, _) in env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+                command.env_remove(&name);
+            }
+        }
         Self(command)
     }
 
@@ -92,21 +100,24 @@ pub(crate) fn in_devnet(profile: &str, binary: &str) -> Result<Run> {
     Ok(Run::new(folder.join("devnet-run")).arg(folder.join(binary)))
 }
 
-/// What cargo's runner setting is called in the environment.
-pub(crate) fn runner_variable() -> Result<String> {
+/// Cargo's setting that starts each test binary in network namespaces, for `--config`. A list, unlike the environment variable
+/// of the same meaning, so that the path may have spaces. Tests on a network run one after the other, since they share few
+/// processors.
+pub(crate) fn runner() -> Result<String> {
     let version = output("rustc", &["-vV"])?;
     let host = version
         .lines()
         .find_map(|line| line.strip_prefix("host: "))
         .ok_or_else(|| Failure::new("rustc -vV does not say what machine this is"))?;
-    let triple = host.trim().to_uppercase().replace(['-', '.'], "_");
-    Ok(format!("CARGO_TARGET_{triple}_RUNNER"))
-}
-
-/// What starts each test binary: tests on a network run one after the other, since they share few processors.
-pub(crate) fn runner() -> Result<String> {
     let path = target()?.join("debug").join("devnet-run");
-    Ok(format!("{} --serial integration-tests", path.display()))
+    let path = path
+        .display()
+        .to_string()
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"");
+    Ok(format!(
+        "target.{host}.runner=[\"{path}\", \"--serial\", \"integration-tests\"]"
+    ))
 }
 
 /// Where cargo builds to.
@@ -160,5 +171,37 @@ pub(crate) fn prerequisites() -> Result<()> {
             "a C compiler is missing: install one, such as Debian's package build-essential",
         ));
     }
-    Ok(())
+    namespaces()
+}
+
+/// Whether network namespaces are allowed. `devnet-run` finds out by itself, but only once it is built; so this asks the
+/// `unshare` command, where there is one.
+fn namespaces() -> Result<()> {
+    let works = |arguments: &[&str]| {
+        Run::new("unshare")
+            .args(arguments.iter().copied())
+            .succeeds()
+    };
+    if !works(&["--version"])
+        || works(&["--net", "true"])
+        || works(&["--user", "--map-root-user", "--net", "true"])
+    {
+        return Ok(());
+    }
+    let settings = [
+        ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
+        ("kernel.unprivileged_userns_clone", "0", "1"),
+        ("user.max_user_namespaces", "0", "15000"),
+    ];
+    let remedy = settings.iter().find_map(|(name, forbids, allows)| {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        let value = std::fs::read_to_string(path).ok()?;
+        (value.trim() == *forbids).then(|| format!("run `sudo sysctl -w {name}={allows}`"))
+    });
+    let remedy = remedy.unwrap_or_else(|| {
+        "a sandbox or container forbids them (Docker: --security-opt seccomp=unconfined)".to_owned()
+    });
+    Err(Failure::new(format!(
+        "the test network needs network namespaces, which this user may not make: {remedy}, or run as root"
+    )))
 }

@@ -59,7 +59,16 @@ pub use settings::{ChaosPreset, NetworkSettings};
 /// calls after the first do nothing.
 pub fn trace_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| {
-        "warn,veilid_core=off,veilid_tools=off,netlink_packet_route=error".into()
+        let own = [
+            "devnet",
+            "dht_records",
+            "group",
+            "repo",
+            "save_backend",
+            "store_adapter",
+            "tunnels",
+        ];
+        own.map(|name| format!("{name}=warn")).join(",").into()
     });
     // An error means that a subscriber is there already, which then stays.
     let _ = tracing_subscriber::fmt()
