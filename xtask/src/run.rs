@@ -192,6 +192,7 @@ fn namespaces() -> Result<()> {
         ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
         ("kernel.unprivileged_userns_clone", "0", "1"),
         ("user.max_user_namespaces", "0", "15000"),
+        ("user.max_net_namespaces", "0", "15000"),
     ];
     let remedy = settings.iter().find_map(|(name, forbids, allows)| {
         let path = format!("/proc/sys/{}", name.replace('.', "/"));
