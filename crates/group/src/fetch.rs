@@ -17,7 +17,10 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use iroh_blobs::{
     Hash,
     api::{Store, remote::GetProgressItem},
-    get::{self, GetError, fsm::DecodeError},
+    get::{
+        self, GetError,
+        fsm::{AtBlobHeaderNextError, DecodeError},
+    },
     protocol::{ChunkRanges, ChunkRangesExt, GetRequest},
 };
 use tokio::{sync::Notify, time::timeout};
@@ -34,6 +37,8 @@ use crate::{
 
 /// Size of a piece in bytes: large enough to fill a window, small enough to move to a faster holder.
 const PIECE: u64 = 1024 * 1024;
+/// A blob is cut into so many pieces at most; beyond that they get larger.
+const MOST_PIECES: u64 = 65_536;
 /// Streams that are open to one holder at a time.
 const STREAMS: usize = 4;
 /// A holder that sends nothing for so long has failed the piece.
@@ -191,10 +196,12 @@ async fn pieces(store: &Store, want: &Want) -> Result<Vec<Piece>> {
         return Err(Error::TooLarge { limit: want.limit });
     }
     let here = here(store, want.hash).await?;
+    // The size is another member's word, so the number of pieces must not follow it without end.
+    let piece = PIECE.max(size.div_ceil(MOST_PIECES).next_multiple_of(PIECE));
     let mut pieces = Vec::new();
-    let mut start = 0;
+    let mut start = 0_u64;
     loop {
-        let end = start + PIECE;
+        let end = start.saturating_add(piece);
         let last = end >= size;
         // The last piece always covers the last chunk, which proves the size.
         let ranges = if last {
@@ -267,7 +274,6 @@ impl Job<'_> {
                 return;
             }
         };
-        (self.fault)(peer, None);
         let holder = Holder {
             index,
             peer,
@@ -317,15 +323,26 @@ impl Job<'_> {
             holders.push(holder.index);
             return Next::Piece(piece.clone());
         }
-        Next::Wait
+        // What others work on can come back to the queue; nothing else can, so waiting for anything else would never end.
+        if queue
+            .under_way
+            .iter()
+            .any(|(p, _)| holder.may_have(&p.hash))
+        {
+            Next::Wait
+        } else {
+            Next::Done
+        }
     }
 
-    fn finish(&self, holder: &Holder<'_>, piece: Piece, outcome: Result<(), Failure>) {
+    fn finish(&self, holder: &Holder<'_>, piece: Piece, outcome: Result<bool, Failure>) {
         let done = outcome.is_ok();
         match outcome {
-            Ok(()) => {
+            Ok(true) => {
                 holder.failures.store(0, Ordering::Relaxed);
+                (self.fault)(holder.peer, None);
             }
+            Ok(false) => {}
             Err(Failure::NotThere) => {
                 lock(&holder.has).insert(piece.hash, Holding::None);
             }
@@ -356,13 +373,14 @@ impl Job<'_> {
         self.changed.notify_waiters();
     }
 
-    async fn fetch_piece(&self, peer: &Peer, piece: &Piece) -> Result<(), Failure> {
+    /// Fetches what is missing of a piece; `false` where others had done it.
+    async fn fetch_piece(&self, peer: &Peer, piece: &Piece) -> Result<bool, Failure> {
         let here = here(self.store, piece.hash)
             .await
             .map_err(|_| Failure::Other)?;
         let missing = &piece.ranges - &here;
         if missing.is_empty() || is_complete(self.store, piece.hash).await.unwrap_or(false) {
-            return Ok(());
+            return Ok(false);
         }
         let (send, recv) = timeout(ANSWER, peer.session.open(serve::BLOBS))
             .await
@@ -378,7 +396,7 @@ impl Job<'_> {
             changed.as_mut().enable();
             if self.lock().position(piece).is_none() {
                 // Somebody else finished it.
-                return Ok(());
+                return Ok(false);
             }
             let item = tokio::select! {
                 item = timeout(STALL, items.next()) => item,
@@ -393,7 +411,7 @@ impl Job<'_> {
                 Ok(Some(GetProgressItem::Done(stats))) => {
                     self.reporter
                         .fetched(stats.payload_bytes_read.saturating_sub(before));
-                    return Ok(());
+                    return Ok(true);
                 }
                 Ok(Some(GetProgressItem::Error(error))) => {
                     tracing::debug!(peer = %peer.short(), %error, "a piece failed");
@@ -415,7 +433,10 @@ enum Failure {
 impl From<GetError> for Failure {
     fn from(error: GetError) -> Self {
         match error {
-            GetError::AtBlobHeaderNext { .. } => Self::NotThere,
+            GetError::AtBlobHeaderNext {
+                source: AtBlobHeaderNextError::NotFound { .. },
+                ..
+            } => Self::NotThere,
             GetError::Decode {
                 source:
                     DecodeError::ParentHashMismatch { .. } | DecodeError::LeafHashMismatch { .. },

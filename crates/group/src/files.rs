@@ -11,6 +11,7 @@ use veilid_core::PublicKey;
 use crate::{
     Error, Group, Ignored, Result,
     fetch::{self, Want},
+    group::Inner,
     members,
     progress::{FetchState, OnProgress, Reporter},
 };
@@ -33,16 +34,24 @@ pub struct ListedFile {
     pub here: bool,
 }
 
+/// Has the upkeep look for what is to be published, however a change ended.
+struct ChangedOnDrop<'a>(&'a Inner);
+
+impl Drop for ChangedOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.changed();
+    }
+}
+
 impl Group {
     /// Adds files to this member's repo, as one change. They are stored here when this returns, and published in the background.
     ///
     /// # Errors
     /// Those of the repo; nothing is changed then.
     pub async fn put(&self, files: Vec<(EntryPath, Source, WriteOptions)>) -> Result<Vec<Entry>> {
-        let entries = self.own_repo().write_many(files).await?;
-        self.refresh_reach(self.own_repo()).await?;
-        self.inner.changed();
-        Ok(entries)
+        // Also where this call is dropped after the change was made.
+        let _publish = ChangedOnDrop(&self.inner);
+        Ok(self.own_repo().write_many(files).await?)
     }
 
     /// Takes a file out of this member's repo, and publishes that in the background.
@@ -50,10 +59,8 @@ impl Group {
     /// # Errors
     /// Those of the repo, such as that there is no such file.
     pub async fn delete(&self, path: &EntryPath) -> Result<()> {
-        self.own_repo().delete(path).await?;
-        self.refresh_reach(self.own_repo()).await?;
-        self.inner.changed();
-        Ok(())
+        let _publish = ChangedOnDrop(&self.inner);
+        Ok(self.own_repo().delete(path).await?)
     }
 
     /// Everybody's files. With `Fetch::Network` the members and their collections are brought up to date first, from whoever is
@@ -106,8 +113,9 @@ impl Group {
         Ok(found)
     }
 
-    /// Brings every member's collection here; who does not answer is left for later.
-    pub(crate) async fn sync_collections(&self) {
+    /// Brings every member's collection here; who does not answer is left for later. Whether all of them are here now.
+    pub(crate) async fn sync_collections(&self) -> bool {
+        let mut all = true;
         let own = self.own_repo().public_key().clone();
         for known in self.known_members() {
             if known.slot.repo == own {
@@ -115,8 +123,10 @@ impl Group {
             }
             if let Err(error) = self.sync_collection(&known.slot.repo).await {
                 tracing::debug!(%error, "a member's collection cannot be had now");
+                all = false;
             }
         }
+        all
     }
 
     /// A member's file, fetched first where it is not here. Reading needs no network once all of it is here.
@@ -193,7 +203,7 @@ impl Group {
                 .collect();
             while let Some((peer, outcome)) = pings.next().await {
                 if let Ok(Ok(time)) = outcome {
-                    self.note(peer, None);
+                    self.inner.ignore().heard(&peer.id);
                     return Ok(time);
                 }
             }

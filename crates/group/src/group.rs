@@ -122,6 +122,10 @@ pub(crate) struct Inner {
     pub(crate) listener: tokio::sync::Mutex<Option<Arc<Listener>>>,
     /// One collection is fetched once at a time.
     pub(crate) syncing: tokio::sync::Mutex<()>,
+    /// What repos reach is looked up once at a time.
+    pub(crate) reaching: tokio::sync::Mutex<()>,
+    /// A member's root changed, whoever saw it first.
+    pub(crate) roots_changed: Notify,
     pub(crate) dirty: Notify,
     /// Counts local changes; what is published lags behind it.
     pub(crate) changes: watch::Sender<u64>,
@@ -242,13 +246,37 @@ impl Group {
         .await?;
         let group = Self::assemble(ctx, access, record, own, secrets.repo.clone(), &secrets.me);
         group.take_up_slots(Fetch::Cached).await?;
-        group.refresh_reach(group.own_repo()).await?;
         for repo in group.other_repos().await? {
-            group.refresh_reach(&repo).await?;
+            // What one member published must not keep this device from its own files.
+            if let Err(error) = group.refresh_reach(&repo).await {
+                tracing::warn!(%error, "a member's collection cannot be read");
+            }
         }
-        // Whether anything is left to publish, the upkeep finds out.
-        group.inner.changed();
+        if let Err(error) = group.refresh_reach(group.own_repo()).await {
+            tracing::warn!(%error, "the own collection cannot be read");
+        }
+        if group.is_behind().await? {
+            group.inner.changed();
+        }
         Ok(group)
+    }
+
+    /// Whether something that was written here is not published.
+    async fn is_behind(&self) -> Result<bool> {
+        let inner = &self.inner;
+        if !inner.own.record().unpublished().await?.is_empty()
+            || !inner.record.unpublished().await?.is_empty()
+        {
+            return Ok(true);
+        }
+        let root = inner.own.record().root(Fetch::Cached).await?;
+        let root = root.map(|root| root.value.hash);
+        let own = inner.own.public_key();
+        let slot = self
+            .known_members()
+            .into_iter()
+            .find(|known| known.slot.repo == *own);
+        Ok(slot.is_none_or(|known| known.slot.root.map(|root| root.hash) != root))
     }
 
     fn assemble(
@@ -276,6 +304,8 @@ impl Group {
                 reach: Arc::default(),
                 listener: tokio::sync::Mutex::default(),
                 syncing: tokio::sync::Mutex::default(),
+                reaching: tokio::sync::Mutex::default(),
+                roots_changed: Notify::new(),
                 dirty: Notify::new(),
                 changes: watch::Sender::new(0),
                 published: watch::Sender::new(0),

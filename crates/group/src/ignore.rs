@@ -76,6 +76,17 @@ impl<K: std::hash::Hash + Eq> IgnoreList<K> {
         self.strikes.remove(key);
     }
 
+    /// Forgets the silence of one who answered. A lie is not made good by an answer.
+    pub(crate) fn heard(&mut self, key: &K) {
+        if self
+            .strikes
+            .get(key)
+            .is_some_and(|strike| strike.fault == Fault::Silent)
+        {
+            self.strikes.remove(key);
+        }
+    }
+
     /// Whether, why and for how long `key` is being left alone.
     pub(crate) fn ignored(&self, key: &K, now: Instant) -> Option<Ignored> {
         let strike = self.strikes.get(key)?;
@@ -121,6 +132,10 @@ mod tests {
         let silent = list.ignored(&"silent", now).unwrap();
         let liar = list.ignored(&"liar", now).unwrap();
         assert!(liar.remaining > silent.remaining);
+        list.heard(&"silent");
+        list.heard(&"liar");
+        assert_eq!(list.ignored(&"silent", now), None);
+        assert!(list.ignored(&"liar", now).is_some());
         list.forgive(&"liar");
         assert_eq!(list.ignored(&"liar", now), None);
     }

@@ -146,6 +146,9 @@ impl Group {
         if changed {
             self.inner.emit(GroupEvent::MembersChanged);
         }
+        if !new_roots.is_empty() {
+            self.inner.roots_changed.notify_one();
+        }
         for repo in new_roots {
             self.inner.emit(GroupEvent::RootChanged { repo });
         }
@@ -174,6 +177,8 @@ impl Group {
 
     /// Lets the members be told of what `repo` holds now.
     pub(crate) async fn refresh_reach(&self, repo: &Repo) -> Result<()> {
+        // One after the other, so that an older root never replaces a newer one.
+        let _one_at_a_time = self.inner.reaching.lock().await;
         let Some(root) = repo.held_root().await? else {
             return Ok(());
         };

@@ -109,6 +109,8 @@ async fn keep_published(group: &Group) {
 
 async fn publish(group: &Group) -> Result<()> {
     let inner = &group.inner;
+    // Before anybody learns of a root, it is served.
+    group.refresh_reach(&inner.own).await?;
     let _ = inner.own.publish().await?.or_failure()?;
     let _ = inner.record.publish().await?.or_failure()?;
     advertise(group).await
@@ -206,12 +208,19 @@ async fn keep_listening(group: &Group) {
             return;
         }
     };
-    *inner.listener.lock().await = Some(listener.clone());
     let mut route = listener.route();
-    let store: iroh_blobs::api::Store = (*inner.ctx.store).clone();
-    inner
-        .tasks
-        .spawn(serve::serve(listener.clone(), store, inner.reach.clone()));
+    {
+        let mut current = inner.listener.lock().await;
+        if inner.cancel.is_cancelled() {
+            // Stopping has looked for a listener already; this one ends by being dropped.
+            return;
+        }
+        *current = Some(listener.clone());
+        let store: iroh_blobs::api::Store = (*inner.ctx.store).clone();
+        inner
+            .tasks
+            .spawn(serve::serve(listener.clone(), store, inner.reach.clone()));
+    }
     loop {
         let blob = route.borrow_and_update().clone();
         if let Some(blob) = blob {
@@ -265,17 +274,27 @@ async fn keep_watching(group: &Group) {
             }
         }
     };
+    pause = PAUSE;
     loop {
-        match group.refresh_members().await {
+        let all = match group.refresh_members().await {
             Ok(()) => {
-                group.sync_collections().await;
                 // Another member may have taken this one's slot.
                 inner.dirty.notify_one();
+                group.sync_collections().await
             }
-            Err(error) => tracing::debug!(%error, "the members cannot be read now"),
-        }
-        if watch.next().await.is_none() {
-            return;
+            Err(error) => {
+                tracing::debug!(%error, "the members cannot be read now");
+                false
+            }
+        };
+        tokio::select! {
+            changed = watch.next() => match changed {
+                Some(_) => pause = PAUSE,
+                None => return,
+            },
+            () = inner.roots_changed.notified() => pause = PAUSE,
+            // What could not be had is looked for again: whoever has it may be back without any change to see.
+            () = tokio::time::sleep(pause), if !all => pause = (pause * 2).min(LONGEST_PAUSE),
         }
     }
 }

@@ -12,6 +12,7 @@ use dht_records::RecordEvent;
 use futures::future::join_all;
 use group::{Group, GroupContext};
 use serde::Serialize;
+use store_adapter::GcReport;
 use tokio::{
     sync::{RwLock, broadcast, watch},
     time::timeout,
@@ -56,6 +57,9 @@ pub struct GroupStatus {
     pub id: String,
     /// Whether something that was written here is not published yet.
     pub unpublished: bool,
+    /// Why the group could not be opened, if it could not. What is on disk of it is untouched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub broken: Option<String>,
 }
 
 /// One device: its groups, its files, its node. Cheap to clone; all clones are the same device.
@@ -70,9 +74,13 @@ pub(crate) struct Inner {
     /// Gone once stopped, so that nothing holds a table open.
     pub(crate) state: RwLock<Option<State>>,
     pub(crate) groups: Mutex<BTreeMap<GroupId, Group>>,
+    /// Groups that could not be opened at the start, and why.
+    broken: Mutex<Vec<(String, String)>>,
+    /// Groups are made and joined one at a time, so that a link used twice at once makes one member.
+    pub(crate) joining: tokio::sync::Mutex<()>,
     attachment: watch::Receiver<Attachment>,
     pub(crate) events: Arc<Events>,
-    cancel: CancellationToken,
+    pub(crate) cancel: CancellationToken,
     tasks: TaskTracker,
     lock: Mutex<Option<File>>,
 }
@@ -104,6 +112,8 @@ impl Backend {
                 context,
                 state: RwLock::new(Some(state)),
                 groups: Mutex::default(),
+                broken: Mutex::default(),
+                joining: tokio::sync::Mutex::default(),
                 attachment,
                 events,
                 cancel: CancellationToken::new(),
@@ -152,7 +162,7 @@ impl Backend {
         mut from: broadcast::Receiver<E>,
         to: impl Fn(E) + Send + 'static,
     ) {
-        let cancel = self.inner.cancel.clone();
+        let (cancel, events) = (self.inner.cancel.clone(), self.inner.events.clone());
         self.inner.tasks.spawn(async move {
             loop {
                 let event = tokio::select! {
@@ -161,11 +171,18 @@ impl Backend {
                 };
                 match event {
                     Ok(event) => to(event),
-                    Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Lagged(missed)) => events.skip(missed),
                     Err(broadcast::error::RecvError::Closed) => return,
                 }
             }
         });
+    }
+
+    pub(crate) fn broken(&self) -> std::sync::MutexGuard<'_, Vec<(String, String)>> {
+        self.inner
+            .broken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn groups_map(&self) -> std::sync::MutexGuard<'_, BTreeMap<GroupId, Group>> {
@@ -178,6 +195,15 @@ impl Backend {
     /// How the device is doing, at once.
     pub fn status(&self) -> Status {
         let attachment = self.inner.attachment.borrow().clone();
+        let broken = self
+            .broken()
+            .clone()
+            .into_iter()
+            .map(|(id, error)| GroupStatus {
+                id,
+                unpublished: false,
+                broken: Some(error),
+            });
         Status {
             attachment: attachment.state,
             online: attachment.online,
@@ -187,7 +213,9 @@ impl Backend {
                 .map(|(id, group)| GroupStatus {
                     id: id.to_string(),
                     unpublished: group.has_unpublished(),
+                    broken: None,
                 })
+                .chain(broken)
                 .collect(),
         }
     }
@@ -214,6 +242,15 @@ impl Backend {
         self.inner.events.subscribe()
     }
 
+    /// Gives back the space of blobs that no repo of any group names any more: deleted files, earlier versions, downloads that
+    /// were given up. Says how much it was.
+    ///
+    /// # Errors
+    /// Those of the store; nothing that is named is removed.
+    pub async fn collect_garbage(&self) -> Result<GcReport> {
+        Ok(self.inner.context.store.gc().await?)
+    }
+
     /// Stops the device: withdraws its tunnels from the DHT (for at most three seconds), ends all transfers, and closes everything
     /// that is on disk. A second call does nothing.
     ///
@@ -221,14 +258,15 @@ impl Backend {
     /// Those of closing the store; the device is stopped all the same.
     pub async fn stop(&self) -> Result<()> {
         self.inner.cancel.cancel();
-        let groups = std::mem::take(&mut *self.groups_map());
-        join_all(groups.values().map(|group| group.stop(WITHDRAW))).await;
-        drop(groups);
+        // First, so that no group comes in any more.
         let state = self.inner.state.write().await.take();
         if state.is_none() {
             return Ok(());
         }
         drop(state);
+        let groups = std::mem::take(&mut *self.groups_map());
+        join_all(groups.values().map(|group| group.stop(WITHDRAW))).await;
+        drop(groups);
         self.inner.context.tunnels.close().await;
         self.inner.context.records.close().await;
         let closed = self.inner.context.store.close().await;

@@ -161,8 +161,22 @@ impl BackendBuilder {
             clock: self.clock.clone(),
         };
         let mut groups = Vec::new();
-        for secrets in state.groups().await? {
-            groups.push(Group::load(context.clone(), &secrets).await?);
+        let mut broken = Vec::new();
+        for (id, secrets) in state.groups().await? {
+            let loaded = match secrets {
+                Ok(secrets) => Group::load(context.clone(), &secrets)
+                    .await
+                    .map_err(Error::from),
+                Err(error) => Err(error),
+            };
+            match loaded {
+                Ok(group) => groups.push(group),
+                // One broken group must not keep the others from their archives.
+                Err(error) => {
+                    tracing::warn!(%error, "a group cannot be opened");
+                    broken.push((id, error.to_string()));
+                }
+            }
         }
         api.attach().await?;
         if let Some(preset) = &self.network.chaos {
@@ -182,6 +196,7 @@ impl BackendBuilder {
             events,
             lock,
         );
+        *backend.broken() = broken;
         for group in groups {
             backend.adopt(group).await;
         }

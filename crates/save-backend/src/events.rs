@@ -1,6 +1,6 @@
 //! What happens, as a stream of numbered events.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use group::GroupEvent;
 use tokio::sync::broadcast;
@@ -54,14 +54,14 @@ pub enum EventKind {
 
 /// Numbers events and hands them to whoever listens.
 pub(crate) struct Events {
-    seq: AtomicU64,
+    seq: Mutex<u64>,
     sender: broadcast::Sender<Event>,
 }
 
 impl Default for Events {
     fn default() -> Self {
         Self {
-            seq: AtomicU64::new(0),
+            seq: Mutex::new(0),
             sender: broadcast::Sender::new(BACKLOG),
         }
     }
@@ -69,9 +69,16 @@ impl Default for Events {
 
 impl Events {
     pub(crate) fn emit(&self, kind: EventKind) {
-        let seq = self.seq.fetch_add(1, Ordering::Relaxed) + 1;
+        // Sent under the lock, so that events arrive in the order of their numbers.
+        let mut seq = self.seq.lock().unwrap_or_else(PoisonError::into_inner);
+        *seq += 1;
         // Nobody listening is fine.
-        let _ = self.sender.send(Event { seq, kind });
+        let _ = self.sender.send(Event { seq: *seq, kind });
+    }
+
+    /// Leaves a gap in the numbers for events that were missed on the way here.
+    pub(crate) fn skip(&self, missed: u64) {
+        *self.seq.lock().unwrap_or_else(PoisonError::into_inner) += missed;
     }
 
     pub(crate) fn subscribe(&self) -> EventStream {

@@ -3,7 +3,7 @@
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use dht_records::{Fetch, GroupAccess};
-use group::{FetchProgress, FetchState, Group, ListedFile, Member};
+use group::{FetchProgress, FetchState, Group, GroupSecrets, ListedFile, Member};
 use repo::{Entry, EntryPath, FileReader, Source, WriteOptions};
 use veilid_core::{PublicKey, VeilidAPIError};
 
@@ -71,6 +71,8 @@ pub struct NewFile {
 pub enum ProgressState {
     /// Waiting for its turn.
     Queued,
+    /// Being sealed and written to disk.
+    Storing,
     /// The members are being asked who has it.
     Finding,
     /// Bytes are coming in; each is verified before it counts.
@@ -124,12 +126,9 @@ impl Backend {
     pub async fn create_group(&self, name: &str, me: &str) -> Result<GroupInfo> {
         check_name("group's name", name, LONGEST_GROUP_NAME)?;
         check_name("member's name", me, dht_records::MAX_NAME)?;
-        let state = self.inner.state.read().await;
-        let state = state.as_ref().ok_or(Error::Stopped)?;
+        let _one_at_a_time = self.inner.joining.lock().await;
         let (group, secrets) = Group::create(self.inner.context.clone(), name, me).await?;
-        // Remembered before anybody can learn of it.
-        state.save_group(&secrets).await?;
-        self.take_in(group).await
+        self.take_in(group, &secrets).await
     }
 
     /// Joins the group of a member link under the name `me`. Joining a group that the device is in already changes nothing.
@@ -141,17 +140,22 @@ impl Backend {
         check_name("member's name", me, dht_records::MAX_NAME)?;
         let access = self.access(link)?;
         let id = GroupId(access.public_key());
+        let _one_at_a_time = self.inner.joining.lock().await;
         if let Ok(group) = self.group(&id) {
             return Ok(info(&id, &group).await);
         }
-        let state = self.inner.state.read().await;
-        let state = state.as_ref().ok_or(Error::Stopped)?;
-        let (group, secrets) = Group::join(self.inner.context.clone(), access, me).await?;
-        state.save_group(&secrets).await?;
-        self.take_in(group).await
+        let (group, secrets) = tokio::select! {
+            () = self.inner.cancel.cancelled() => return Err(Error::Stopped),
+            joined = Group::join(self.inner.context.clone(), access, me) => joined?,
+        };
+        self.take_in(group, &secrets).await
     }
 
-    async fn take_in(&self, group: Group) -> Result<GroupInfo> {
+    /// Remembers a group before anybody can learn of it, and starts it. Stopping waits for this, and nothing comes in after it.
+    async fn take_in(&self, group: Group, secrets: &GroupSecrets) -> Result<GroupInfo> {
+        let state = self.inner.state.read().await;
+        let state = state.as_ref().ok_or(Error::Stopped)?;
+        state.save_group(secrets).await?;
         let id = GroupId(group.public_key());
         self.adopt(group.clone()).await;
         self.inner
@@ -274,11 +278,7 @@ impl Backend {
                 modified,
                 progress: Some(Arc::new(move |done| {
                     report(Progress {
-                        state: if done >= total {
-                            ProgressState::Stored
-                        } else {
-                            ProgressState::Queued
-                        },
+                        state: ProgressState::Storing,
                         bytes_done: done,
                         bytes_total: Some(total),
                     });
@@ -288,7 +288,15 @@ impl Backend {
             let data: Source = Box::new(file);
             opened.push((path, data, options));
         }
-        Ok(group.put(opened).await?)
+        let entries = group.put(opened).await?;
+        for entry in &entries {
+            progress(Progress {
+                state: ProgressState::Stored,
+                bytes_done: entry.size,
+                bytes_total: Some(entry.size),
+            });
+        }
+        Ok(entries)
     }
 
     /// The files of all members; with `refresh`, members and their collections are brought up to date first.

@@ -25,4 +25,5 @@ pub use kind::ErrorKind;
 pub use link::*;
 pub use repo::{Clock, Entry, EntryPath, FileReader, PathError, SystemClock};
 pub use settings::NetworkSettings;
+pub use store_adapter::GcReport;
 pub use veilid_core::PublicKey;

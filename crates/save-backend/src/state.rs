@@ -81,17 +81,22 @@ impl State {
         self.store(&row(&secrets.access.public_key()), &json).await
     }
 
-    /// All groups that are remembered.
-    pub(crate) async fn groups(&self) -> Result<Vec<GroupSecrets>> {
+    /// All groups that are remembered, by their keys; one whose row does not open does not stop the others.
+    pub(crate) async fn groups(&self) -> Result<Vec<(String, Result<GroupSecrets>)>> {
         let mut groups = Vec::new();
         for key in self.table.get_keys(COLUMN).await? {
-            if !key.starts_with(GROUP) {
+            let Some(id) = key.strip_prefix(GROUP) else {
                 continue;
-            }
-            let json = self.load(&key).await?.ok_or(Error::StateDamaged {
-                what: "a group's row",
-            })?;
-            groups.push(decode(&json)?);
+            };
+            let id = String::from_utf8_lossy(id).into_owned();
+            let secrets = match self.load(&key).await {
+                Ok(Some(json)) => decode(&json),
+                Ok(None) => Err(Error::StateDamaged {
+                    what: "a group's row",
+                }),
+                Err(error) => Err(error),
+            };
+            groups.push((id, secrets));
         }
         Ok(groups)
     }
