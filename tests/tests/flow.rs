@@ -452,9 +452,22 @@ async fn a_file_comes_from_everybody_who_has_it_and_the_dead_are_left_alone() {
     expected.sort();
     assert_eq!(holders, expected);
 
-    // The one who wrote the file goes without a word. The other holder is enough, and the dead one is noted.
+    // Only Ana has this one.
+    ana.put(&id, "rare.txt", b"rare".to_vec()).await;
+    cleo.list_until(&id, |paths| paths.len() == 2).await;
+
+    // The one who wrote the file goes without a word. The other holder is enough.
     ana.host.cut_off().await.unwrap();
     assert!(cleo.get(&id, "video.bin").await == file, "the bytes differ");
+    let nobody = cleo.get_with(&id, "rare.txt", |_| {}).await.unwrap_err();
+    assert!(nobody.is_retryable(), "{nobody:?}");
+    assert!(
+        matches!(
+            nobody,
+            save_backend::Error::Group(group::Error::NobodyHas { .. })
+        ),
+        "{nobody:?}"
+    );
     let ana_repo = expected
         .iter()
         .find(|repo| **repo == *ana.backend.group(&id).unwrap().own_repo().public_key());
@@ -469,8 +482,9 @@ async fn a_file_comes_from_everybody_who_has_it_and_the_dead_are_left_alone() {
     // It comes back, and what it wrote in the meantime is published and read.
     ana.host.rejoin().await.unwrap();
     ana.flush(&id).await;
-    cleo.list_until(&id, |paths| paths.len() == 2).await;
+    cleo.list_until(&id, |paths| paths.len() == 3).await;
     assert_eq!(cleo.get(&id, "later.txt").await, missing);
+    assert_eq!(cleo.get(&id, "rare.txt").await, b"rare");
     for device in [ana, ben, cleo] {
         device.stop().await;
     }
