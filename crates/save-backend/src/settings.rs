@@ -55,7 +55,7 @@ impl NetworkSettings {
         set(&mut routing.bootstrap_records, &self.bootstrap_records);
         set(&mut routing.bootstrap, &self.bootstrap);
         if let Some(keys) = &self.bootstrap_keys {
-            routing.bootstrap_keys = parse("bootstrap_keys", keys, PublicKey::from_str)?;
+            routing.bootstrap_keys = parse("bootstrap_keys", keys, public_key)?;
         }
         if let Some(key) = &self.network_key {
             network.network_key_password = Some(key.clone());
@@ -77,6 +77,15 @@ impl NetworkSettings {
                 parse("disable_capabilities", names, VeilidCapability::from_str)?;
         }
         Ok(())
+    }
+}
+
+/// A whole key: Veilid's own parser takes any length.
+fn public_key(text: &str) -> Result<PublicKey, String> {
+    let key = PublicKey::from_str(text).map_err(|e| e.to_string())?;
+    match key.ref_value().len() {
+        32 => Ok(key),
+        len => Err(format!("a key of {len} bytes instead of 32")),
     }
 }
 

@@ -95,6 +95,8 @@ async fn run(arguments: &Arguments) -> Result<()> {
     report(arguments, "tunnel_goodput", "MB/s", &values, &baselines);
     session.close();
     listener.close().await;
+    client.stop().await?;
+    server.stop().await?;
     devnet.stop().await?;
     Ok(())
 }
@@ -171,6 +173,13 @@ impl Member {
             node,
             tunnels: own,
         })
+    }
+
+    async fn stop(self) -> Result<()> {
+        let tunnels = self.tunnels;
+        self.host.run(async move { tunnels.close().await }).await;
+        self.node.shutdown().await?;
+        Ok(())
     }
 
     async fn raw_route(&self) -> Result<RouteBlob> {
