@@ -210,12 +210,16 @@ async fn devnet() -> Devnet {
 async fn the_backend_runs_veilid_and_holds_its_directory() {
     let devnet = devnet().await;
     let ana = Device::start(&devnet, "ana").await;
-    let status = ana.backend.status();
-    assert!(status.online, "{status:?}");
+    let ben = Device::start(&devnet, "ben").await;
+    for device in [&ana, &ben] {
+        let status = device.backend.status();
+        assert!(status.online, "{status:?}");
+    }
     assert!(ana.on(|b| async move { b.groups().await }).await.is_empty());
     let second = start(&ana.host, ana.directory.clone()).await;
     assert!(matches!(second, Err(save_backend::Error::DirectoryInUse)));
     let ana = ana.restart().await;
+    ben.stop().await;
     ana.stop().await;
     devnet.stop().await.unwrap();
 }
