@@ -24,7 +24,7 @@ use crate::{
     BackendBuilder, Error, EventKind, EventStream, GroupId, Result, events::Events, state::State,
 };
 
-/// How long stopping tries to withdraw the tunnels from the DHT. With the rest of stopping it stays below five seconds.
+/// How long stopping tries to withdraw the tunnels from the DHT. What Veilid's own shutdown takes comes on top.
 const WITHDRAW: Duration = Duration::from_secs(3);
 
 /// A node that lost its network is attached anew after so long, and then after twice as long each time up to the longest. Veilid
