@@ -1,16 +1,21 @@
 //! The real backend: Veilid's table store and protected store, and files in the store's directory.
 
 use std::{
+    collections::HashMap,
     fmt,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, Weak},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use tokio::sync::Mutex;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
 use veilid_core::{TableDB, VeilidAPI, VeilidAPIError};
 
 use super::{Backend, Op, SegmentFile, Table};
@@ -23,9 +28,15 @@ mod names;
 
 use names::{Names, Tables};
 
+/// How Veilid says that a table cannot be deleted yet.
+const STILL_OPEN: &str = "still opened";
 const SEGMENTS: &str = "segments";
 /// Bytes that are written to find out whether a disk is full.
 const PROBE: usize = 256 * 1024;
+/// Veilid's own upkeep opens every table now and then for as long as it takes to empty their logs. A table that cannot be closed for that
+/// reason is tried again so often and for so long.
+const AGAIN: Duration = Duration::from_millis(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Tables and secrets of a Veilid node, and the segment files below a directory.
 pub(crate) struct VeilidBackend {
@@ -34,6 +45,8 @@ pub(crate) struct VeilidBackend {
     tables: Tables,
     /// Held while a table is opened or deleted.
     changing: Mutex<()>,
+    /// What the handles on a table have in common.
+    open: std::sync::Mutex<HashMap<String, Weak<()>>>,
     secrets: Arc<VeilidSecrets>,
 }
 
@@ -64,6 +77,7 @@ impl VeilidBackend {
                 segments,
                 tables: Tables::new(&config, names),
                 changing: Mutex::default(),
+                open: std::sync::Mutex::default(),
                 secrets,
             })
         })
@@ -84,6 +98,10 @@ impl VeilidBackend {
                     "the table store has lost a table; its file is there and is put back"
                 );
                 drop(db);
+                let give_up = Instant::now() + PATIENCE;
+                while self.tables.is_open(&internal) && Instant::now() < give_up {
+                    sleep(AGAIN).await;
+                }
                 let tables = self.tables.clone();
                 let name = name.to_owned();
                 blocking(move || tables.put_back(&name, &known, &internal)).await??;
@@ -108,6 +126,23 @@ impl VeilidBackend {
             Err(error) => Err(failed(self.tables.directory(), error).await),
         }
     }
+
+    fn handle(&self, name: &str) -> Arc<()> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = open.get(name).and_then(Weak::upgrade) {
+            return handle;
+        }
+        open.retain(|_, handle| handle.strong_count() > 0);
+        let handle = Arc::new(());
+        open.insert(name.to_owned(), Arc::downgrade(&handle));
+        handle
+    }
+
+    fn has_handles(&self, name: &str) -> bool {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.get(name)
+            .is_some_and(|handle| handle.strong_count() > 0)
+    }
 }
 
 impl Backend for VeilidBackend {
@@ -117,7 +152,8 @@ impl Backend for VeilidBackend {
             let _changing = self.changing.lock().await;
             let db = self.open_known(&name, columns).await?;
             let path = self.tables.path(&db.table_name());
-            Ok(Arc::new(VeilidTable { db, path }) as Arc<dyn Table>)
+            let handle = self.handle(&name);
+            Ok(Arc::new(VeilidTable { db, path, handle }) as Arc<dyn Table>)
         })
     }
 
@@ -125,8 +161,13 @@ impl Backend for VeilidBackend {
         let name = name.to_owned();
         Box::pin(async move {
             let _changing = self.changing.lock().await;
-            if let Err(error) = self.api.delete_table_db(&name).await {
-                return Err(failed(self.tables.directory(), error).await);
+            let give_up = Instant::now() + PATIENCE;
+            while let Err(error) = self.api.delete_table_db(&name).await {
+                let open = error.to_string().contains(STILL_OPEN);
+                if !open || self.has_handles(&name) || Instant::now() > give_up {
+                    return Err(failed(self.tables.directory(), error).await);
+                }
+                sleep(AGAIN).await;
             }
             let tables = self.tables.clone();
             blocking(move || tables.forget(&name)).await?
@@ -190,6 +231,9 @@ impl Backend for VeilidBackend {
 struct VeilidTable {
     db: TableDB,
     path: PathBuf,
+    /// Only to be counted.
+    #[expect(dead_code)]
+    handle: Arc<()>,
 }
 
 impl VeilidTable {
@@ -319,7 +363,7 @@ async fn failed(path: &Path, error: VeilidAPIError) -> Error {
     ]) {
         return Error::Damaged { path, cause };
     }
-    if says(&["still opened"]) {
+    if says(&[STILL_OPEN]) {
         return Error::Blobs { cause };
     }
     let full = says(&["disk is full", "No space left", "quota exceeded"])
