@@ -606,8 +606,9 @@ fn remove_dir(dir: &Path) -> io::Result<()> {
         result => result,
     };
     gone(std::fs::remove_dir_all(dir.join("segments")))?;
-    gone(std::fs::remove_file(dir.join(FORMAT_FILE)))?;
-    gone(std::fs::remove_file(dir.join(LOCK_FILE)))?;
+    for file in [FORMAT_FILE, "format.new", "tables", "tables.new", LOCK_FILE] {
+        gone(std::fs::remove_file(dir.join(file)))?;
+    }
     match gone(std::fs::remove_dir(dir)) {
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
         result => result,

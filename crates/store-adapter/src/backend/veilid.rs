@@ -6,7 +6,10 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, Weak},
+    sync::{
+        Arc, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,7 +24,7 @@ use veilid_core::{TableDB, VeilidAPI, VeilidAPIError};
 use super::{Backend, Op, SegmentFile, Table};
 use crate::{
     Error, Result,
-    secrets::{RawSecrets, VeilidSecrets, sync_directory},
+    secrets::{RawSecrets, VeilidSecrets, sync_directory, sync_parent},
 };
 
 mod names;
@@ -153,7 +156,12 @@ impl Backend for VeilidBackend {
             let db = self.open_known(&name, columns).await?;
             let path = self.tables.path(&db.table_name());
             let handle = self.handle(&name);
-            Ok(Arc::new(VeilidTable { db, path, handle }) as Arc<dyn Table>)
+            Ok(Arc::new(VeilidTable {
+                db,
+                path,
+                named: AtomicBool::new(false),
+                handle,
+            }) as Arc<dyn Table>)
         })
     }
 
@@ -231,6 +239,8 @@ impl Backend for VeilidBackend {
 struct VeilidTable {
     db: TableDB,
     path: PathBuf,
+    /// Whether the name of the log is durable.
+    named: AtomicBool,
     /// Only to be counted.
     #[expect(dead_code)]
     handle: Arc<()>,
@@ -283,12 +293,43 @@ impl Table for VeilidTable {
 
     fn checkpoint(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            match self.db.cleanup().await {
-                Ok(()) => Ok(()),
-                Err(error) => Err(self.failed(error).await),
+            let path = self.path.clone();
+            let named = self.named.load(Ordering::Relaxed);
+            let synced = blocking(move || sync_log(&path, named)).await?;
+            match synced {
+                Ok(true) => self.named.store(true, Ordering::Relaxed),
+                Ok(false) => {
+                    if let Err(error) = self.db.cleanup().await {
+                        return Err(self.failed(error).await);
+                    }
+                }
+                Err(source) => {
+                    let path = self.path.clone();
+                    return Err(Error::Io { path, source });
+                }
             }
+            Ok(())
         })
     }
+}
+
+/// Syncs the log in which SQLite puts its commits until it moves them to the table's file, which it does not before the log is
+/// synced, nor does it write over the log before that file is. That is a third of the time of Veilid's own `cleanup`, which moves
+/// them. False if there is no log.
+///
+/// Never to be done with the file itself: closing it would take SQLite's locks away.
+fn sync_log(table: &Path, named: bool) -> io::Result<bool> {
+    let mut log = table.as_os_str().to_owned();
+    log.push("-wal");
+    match File::open(log) {
+        Ok(log) => log.sync_data()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    if !named {
+        sync_parent(table)?;
+    }
+    Ok(true)
 }
 
 #[derive(Debug)]
