@@ -77,13 +77,8 @@ impl Actor {
         commands.close();
         self.tasks.shutdown().await;
         // What came in of partial blobs is kept.
-        for blob in self.core.held() {
-            let mut work = blob.work.lock().await;
-            if work.unwritten > 0
-                && let Err(error) = self.core.write_down(&blob, &mut work).await
-            {
-                tracing::warn!(%error, "a partial blob was not written down");
-            }
+        if let Err(error) = self.core.write_all_down().await {
+            tracing::warn!(%error, "partial blobs were not written down");
         }
         self.core.forget_caches();
         self.core.tables.close().await;
@@ -212,7 +207,11 @@ impl Actor {
                 let _ = c.tx.send(tags).await;
             }),
             Command::SyncDb(c) => self.spawn(async move {
-                let synced = core.tables.checkpoint().await;
+                let synced = async {
+                    core.write_all_down().await?;
+                    core.tables.checkpoint().await
+                };
+                let synced = synced.await;
                 let _ = c.tx.send(answer(synced)).await;
             }),
             Command::WaitIdle(c) => {

@@ -180,15 +180,23 @@ impl Core {
                 work.counted = Some(entry.size);
                 view.entry = Some(entry);
             } else if let Some((partial, bitfield)) = self.load_partial(&entry).await? {
-                work.counted = Some(bitfield.total_bytes());
+                work.counted = Some(entry.here);
                 work.partial = Some(partial);
                 view.bitfield = bitfield;
+                let counted = entry.here;
                 view.entry = Some(entry);
+                if view.bitfield.total_bytes() != counted {
+                    // The process ended between the bytes and the index.
+                    blob.view.send_replace(view);
+                    self.write_down(blob, work).await?;
+                    return Ok(blob.view());
+                }
             } else {
                 // Its state cannot be read: it counts as missing, and is not counted any more.
                 self.tables
                     .write(Request {
                         blobs: -1,
+                        bytes: -signed(entry.here),
                         ..self.discard(&entry, true)
                     })
                     .await?;
@@ -197,6 +205,17 @@ impl Core {
         }
         blob.view.send_replace(view.clone());
         Ok(view)
+    }
+
+    /// Writes down what came in of partial blobs and is not written down yet.
+    pub(crate) async fn write_all_down(&self) -> Result<()> {
+        for blob in self.held() {
+            let mut work = blob.work.lock().await;
+            if work.unwritten > 0 {
+                self.write_down(&blob, &mut work).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn load_partial(&self, entry: &Entry) -> Result<Option<(Partial, Bitfield)>> {
@@ -454,6 +473,8 @@ impl Core {
             return Ok(());
         };
         let here = view.bitfield.total_bytes();
+        let mut entry = (*entry).clone();
+        entry.here = here;
         let mut request = Request {
             blobs: i64::from(work.counted.is_none()),
             bytes: signed(here) - signed(work.counted.unwrap_or(0)),
@@ -468,7 +489,7 @@ impl Core {
                 if let (Place::Pack(pack), Some(_)) = (entry.place, work.counted) {
                     request.dead_rows.push((pack, entry.id));
                 }
-                request.pack = Some(((*entry).clone(), sealed.into()));
+                request.pack = Some((entry.clone(), sealed.into()));
             }
             Some(Partial::File(partial)) => {
                 let (file, backend) = (partial.file.clone(), self.backend.clone());
@@ -489,7 +510,7 @@ impl Core {
                         fragments: partial.fragments.clone(),
                     },
                 )?);
-                request.changes.push(Change::Put((*entry).clone()));
+                request.changes.push(Change::Put(entry.clone()));
             }
         }
         let small = request.pack.is_some();

@@ -342,6 +342,14 @@ pub(crate) async fn remove_orphans(core: &Core) -> Result<()> {
 /// Looks at what was claimed last before the end of the process, and takes back what is not there: after a power cut the index
 /// can be ahead of the other tables.
 pub(crate) async fn check_recent(core: &Core) -> Result<()> {
+    let partial = core.tables.read().await?.index.partial().await?;
+    for row in partial {
+        let entry = core.tables.read().await?.index.entry_at(row).await;
+        if let Ok(Some(entry)) = entry {
+            // Puts right what was written down of it.
+            core.view(&core.blob(entry.hash())).await?;
+        }
+    }
     let recent = core.tables.read().await?.index.recent().await?;
     let mut missing = 0;
     for row in &recent {

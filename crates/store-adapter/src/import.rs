@@ -489,6 +489,7 @@ impl<'a> Large<'a> {
         }
         self.entry.hash = *hash.as_bytes();
         self.entry.size = self.size;
+        self.entry.here = self.size;
         let mut request = replace(self.core, &view, &work, self.size);
         request.pages.extend(pages);
         request.changes.push(Change::Put(self.entry.clone()));
@@ -732,6 +733,7 @@ async fn complete_file(
     .map_err(segment_error)?;
     let mut entry = entry.clone();
     entry.size = bitfield.size();
+    entry.here = entry.size;
     entry.complete = true;
     let mut request = Request {
         blobs: i64::from(work.counted.is_none()),

@@ -32,6 +32,7 @@ use crate::{
 };
 
 const FORMAT_FILE: &str = "format";
+const NEW_FORMAT_FILE: &str = "format.new";
 const LOCK_FILE: &str = "lock";
 const FORMAT: &str = "save-store ";
 const VERSION: u32 = 2;
@@ -606,8 +607,9 @@ fn remove_dir(dir: &Path) -> io::Result<()> {
         result => result,
     };
     gone(std::fs::remove_dir_all(dir.join("segments")))?;
-    gone(std::fs::remove_file(dir.join(FORMAT_FILE)))?;
-    gone(std::fs::remove_file(dir.join(LOCK_FILE)))?;
+    for file in [FORMAT_FILE, NEW_FORMAT_FILE, "tables", "tables.new", LOCK_FILE] {
+        gone(std::fs::remove_file(dir.join(file)))?;
+    }
     match gone(std::fs::remove_dir(dir)) {
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
         result => result,
@@ -680,7 +682,7 @@ fn read_format(dir: &Path, found: &[u8]) -> Result<String> {
 
 /// Renamed into place, so that a crash leaves either no format file or a whole one.
 fn write_format(dir: &Path, id: &str) -> io::Result<()> {
-    let new = dir.join("format.new");
+    let new = dir.join(NEW_FORMAT_FILE);
     let mut file = File::create(&new)?;
     file.write_all(format!("{FORMAT}{VERSION}\n{id}\n").as_bytes())?;
     file.sync_all()?;
