@@ -1,6 +1,6 @@
 //! Answers iroh's commands. This is what makes a genuine [`Store`] of ours.
 
-use std::{io, sync::Arc, time::SystemTime};
+use std::{collections::HashSet, io, sync::Arc, time::SystemTime};
 
 use futures::StreamExt;
 use iroh_blobs::{
@@ -160,7 +160,7 @@ impl Actor {
                 let _ = c.tx.send(answer(removed.map(drop))).await;
             }),
             Command::ClearProtected(c) => {
-                crate::core::lock(&core.fresh).clear();
+                *crate::core::lock(&core.fresh) = Some(HashSet::new());
                 let _ = c.tx.send(Ok(())).await;
             }
             Command::Batch(c) => self.spawn(async move { pins.scope(c.tx, c.rx).await }),
@@ -281,9 +281,6 @@ async fn list(core: &Core, tx: &irpc::channel::mpsc::Sender<api::Result<Hash>>) 
 pub(crate) async fn remove(core: &Core, hashes: Vec<Hash>, force: bool) -> Result<Vec<Hash>> {
     let results: Vec<Result<Option<Hash>>> = futures::stream::iter(hashes)
         .map(|hash| async move {
-            if !force && crate::core::lock(&core.fresh).contains(&hash) {
-                return Ok(None);
-            }
             let removed = import::remove(core, &core.blob(hash), !force).await?;
             Ok(removed.then_some(hash))
         })

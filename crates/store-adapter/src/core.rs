@@ -44,8 +44,8 @@ pub(crate) struct Core {
     pub(crate) ahead: Arc<Semaphore>,
     /// Read when they are asked for first.
     pub(crate) tags: tokio::sync::Mutex<Option<Tags>>,
-    /// What came in since the last garbage collection began.
-    pub(crate) fresh: Mutex<HashSet<Hash>>,
+    /// What came in since the garbage collection began that is under way; none if there is none.
+    pub(crate) fresh: Mutex<Option<HashSet<Hash>>>,
     /// Blobs whose rows are being written before the index claims them.
     pub(crate) importing: Mutex<HashSet<Id>>,
     /// Blobs that were complete and got damaged. What they link to cannot be told, so it is not collected.
@@ -542,7 +542,15 @@ impl Core {
 
     /// What came in now is not collected by a collection that is under way.
     pub(crate) fn freshen(&self, hash: Hash) {
-        lock(&self.fresh).insert(hash);
+        if let Some(fresh) = &mut *lock(&self.fresh) {
+            fresh.insert(hash);
+        }
+    }
+
+    pub(crate) fn is_fresh(&self, hash: Hash) -> bool {
+        lock(&self.fresh)
+            .as_ref()
+            .is_some_and(|fresh| fresh.contains(&hash))
     }
 }
 

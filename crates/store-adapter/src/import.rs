@@ -121,8 +121,14 @@ pub(crate) async fn import_stream(
                 Err(source) => break Err(Error::Input { source }),
             };
             read += bytes.len() as u64;
-            // Progress is a courtesy: whoever does not look at it does not hold the import up.
-            let _ = tx.try_send(AddProgressItem::CopyProgress(read)).await;
+            // Progress is a courtesy: whoever does not look at it does not hold the import up. Who has gone away ends it.
+            if tx
+                .try_send(AddProgressItem::CopyProgress(read))
+                .await
+                .is_err()
+            {
+                break Err(Error::Closed);
+            }
             match &mut large {
                 None if read <= SMALL => head.extend_from_slice(&bytes),
                 None => {
@@ -782,7 +788,7 @@ async fn forget(core: &Core, blob: &Blob, work: &mut Work) -> Result<()> {
 /// Removes a blob, unless it came in since the collection began and is to be kept then. `false` if there was none.
 pub(crate) async fn remove(core: &Core, blob: &Blob, keep_fresh: bool) -> Result<bool> {
     let mut work = blob.work.lock().await;
-    if keep_fresh && lock(&core.fresh).contains(&blob.hash) {
+    if keep_fresh && core.is_fresh(blob.hash) {
         return Ok(false);
     }
     let view = core.load(blob, &mut work).await?;

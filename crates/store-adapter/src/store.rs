@@ -219,13 +219,24 @@ impl VeilidStore {
                 .ok_or(Error::KeyLost)?
         };
         let (tables, counted) = Tables::open(backend.clone(), prefix(&id), secret).await?;
-        let lost = tables.read().await?.index.lost().await?;
-        let core = Arc::new(Core::new(backend, tables, lost));
-        gc::remove_orphans(&core).await?;
-        gc::check_recent(&core).await?;
-        if !counted {
-            gc::recount(&core).await?;
-        }
+        let opened = async {
+            let lost = tables.read().await?.index.lost().await?;
+            let core = Arc::new(Core::new(backend, tables.clone(), lost));
+            gc::remove_orphans(&core).await?;
+            gc::check_recent(&core).await?;
+            if !counted {
+                gc::recount(&core).await?;
+            }
+            Ok(core)
+        };
+        let core = match opened.await {
+            Ok(core) => core,
+            Err(error) => {
+                // Nothing holds on to the tables any more.
+                tables.close().await;
+                return Err(error);
+            }
+        };
         let pins = Arc::new(Pins::new());
         let store = actor::start(core.clone(), pins.clone(), lock);
         let inner = Arc::new(Inner {
