@@ -156,7 +156,10 @@ impl BackendBuilder {
         let blobs = self.directory.join(directory::BLOBS);
         let options = StoreOptions::default().with_protection(protection);
         let store = VeilidStore::open(api, &blobs, options).await?;
-        state.settle().await?;
+        if let Err(error) = state.settle().await {
+            // What is there can be used all the same, on a full disk for example.
+            tracing::warn!(%error, "a change of the keys' protection is not complete yet");
+        }
         let tunnels = Tunnels::new(api.clone(), self.limits.clone());
         // Both are set once, here.
         let _ = updates.records.set(records.clone());
