@@ -161,7 +161,7 @@ async fn a_change_that_is_cut_off_leaves_the_old_or_the_new() {
     let mut state = node.open(old()).await.unwrap();
     let cut_off = state.begin_rekey(new()).await.unwrap();
     drop((cut_off, state));
-    let mut state = node.open(new()).await.unwrap();
+    let state = node.open(new()).await.unwrap();
     assert!(state.cut_off);
     assert_eq!(state.device().await.unwrap(), device);
     // Half of the rest: the record, but not the rows.
