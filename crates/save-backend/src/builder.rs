@@ -149,7 +149,7 @@ impl BackendBuilder {
         lock: File,
     ) -> Result<Backend> {
         let protection = self.key_storage.protection(self.network.insecure_storage);
-        let mut state = State::open(api, protection.clone()).await?;
+        let mut state = State::open(api, &self.directory, protection.clone()).await?;
         let device = state.device().await?;
         let cache = TableCache::open(api).await?;
         let records = Records::new(api.clone(), Arc::new(cache));

@@ -17,6 +17,8 @@ pub(crate) const VEILID: &str = "veilid";
 pub(crate) const LOCK: &str = "lock";
 pub(crate) const ID: &str = "id";
 pub(crate) const NEW_ID: &str = "id.new";
+/// Which of Veilid's tables hold the state.
+const TABLES: [&str; 2] = ["tables", "tables.new"];
 
 /// Makes the directory, and holds it for this process.
 pub(crate) fn lock(directory: &Path) -> Result<File> {
@@ -159,7 +161,7 @@ pub(crate) fn remove(directory: &Path, lock: File) -> Result<()> {
         ] {
             unless_missing(fs::remove_dir_all(path))?;
         }
-        for name in [NEW_ID, ID, LOCK] {
+        for name in TABLES.into_iter().chain([NEW_ID, ID, LOCK]) {
             unless_missing(fs::remove_file(directory.join(name)))?;
         }
         drop(lock);
@@ -235,6 +237,7 @@ mod tests {
         assert_eq!(known_namespace(&directory).unwrap(), Some(id));
         fs::create_dir_all(directory.join("veilid/protected_store")).unwrap();
         fs::create_dir_all(directory.join("blobs/segments")).unwrap();
+        fs::write(directory.join("tables"), "").unwrap();
         fs::write(directory.join("mine"), "").unwrap();
         remove(&directory, held).unwrap();
         let left: Vec<_> = fs::read_dir(&directory)

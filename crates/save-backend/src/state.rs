@@ -1,5 +1,7 @@
 //! What the device remembers: who it is, and the groups that it is in, sealed row by row in Veilid's table store.
 
+use std::path::Path;
+
 use dht_records::{DeviceId, GroupAccess};
 use group::GroupSecrets;
 use serde::{Deserialize, Serialize};
@@ -53,8 +55,12 @@ impl Drop for StoredGroup {
 
 impl State {
     /// Opens the state; makes its key if nothing was ever sealed.
-    pub(crate) async fn open(api: &VeilidAPI, protection: Protection) -> Result<Self> {
-        let table = api.open_table_db(TABLE, 1).await?;
+    pub(crate) async fn open(
+        api: &VeilidAPI,
+        directory: &Path,
+        protection: Protection,
+    ) -> Result<Self> {
+        let table = store_adapter::open_table(api, directory, TABLE, 1).await?;
         let empty = table.get_key_count(COLUMN).await? == 0;
         let secrets = Secrets::new(api, protection);
         let (key, cut_off) = match keys::load(&secrets).await? {
@@ -224,7 +230,8 @@ impl State {
         self.table
             .store(COLUMN, bytes::Bytes::copy_from_slice(row), sealed.into())
             .await?;
-        Ok(())
+        // Without this, a power cut in the next moments would take a group's keys.
+        Ok(self.table.cleanup().await?)
     }
 }
 

@@ -1,6 +1,9 @@
 //! The state on a node that is started and never attached.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
 
 use store_adapter::Secrets;
 use tempfile::TempDir;
@@ -17,22 +20,22 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 struct Node {
     api: VeilidAPI,
     namespace: String,
-    dir: TempDir,
+    dir: Arc<TempDir>,
 }
 
 impl Node {
     async fn start() -> Self {
         let namespace = format!("k{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        Self::start_in(tempfile::tempdir().unwrap(), namespace)
+        Self::start_in(Arc::new(tempfile::tempdir().unwrap()), namespace)
             .await
             .unwrap()
     }
 
-    async fn start_in(dir: TempDir, namespace: String) -> Result<Self> {
+    async fn start_in(dir: Arc<TempDir>, namespace: String) -> Result<Self> {
         let mut config = directory::config(dir.path(), namespace.clone());
         directory::remove_half_written(&config).unwrap();
         KeyPlace::of(&config).apply(&mut config, &KeyStorage::InsecureFile, false);
-        let api = veilid_core::api_startup(std::sync::Arc::new(|_| {}), config)
+        let api = veilid_core::api_startup(Arc::new(|_| {}), config)
             .await
             .map_err(startup_error)?;
         Ok(Self {
@@ -53,7 +56,7 @@ impl Node {
     }
 
     async fn open(&self, protection: Protection) -> Result<State> {
-        State::open(&self.api, protection).await
+        State::open(&self.api, self.dir.path(), protection).await
     }
 }
 
@@ -230,8 +233,7 @@ async fn keys_of_another_device_are_lost_keys() {
     let tables = node.dir.path().join("veilid/table_store");
     let count = || std::fs::read_dir(&tables).unwrap().count();
     let before = count();
-    let Node { namespace, dir, .. } = node;
-    let started = Node::start_in(dir, namespace).await;
+    let started = Node::start_in(node.dir.clone(), node.namespace.clone()).await;
     assert!(
         matches!(started, Err(Error::KeyLost)),
         "{:?}",
@@ -251,6 +253,20 @@ async fn a_half_written_key_file_does_not_stop_the_next_start() {
     half.push("~");
     std::fs::write(&half, b"half").unwrap();
     let node = node.restart().await;
+    let state = node.open(password("one")).await.unwrap();
+    assert_eq!(state.device().await.unwrap(), device);
+    drop(state);
+    node.api.shutdown().await;
+}
+
+/// Veilid forgets a table that it fails to open, and would make an empty one in its place.
+#[tokio::test]
+async fn a_table_that_veilid_lost_is_not_an_empty_state() {
+    let node = Node::start().await;
+    let state = node.open(password("one")).await.unwrap();
+    let device = state.device().await.unwrap();
+    drop(state);
+    node.api.rename_table_db(TABLE, "lost").await.unwrap();
     let state = node.open(password("one")).await.unwrap();
     assert_eq!(state.device().await.unwrap(), device);
     drop(state);

@@ -343,6 +343,25 @@ async fn a_table_that_veilid_lost_is_put_back() {
 }
 
 #[tokio::test]
+async fn a_table_of_others_is_put_back_as_well() {
+    let node = Node::start().await;
+    let dir = node.store_dir();
+    let open = || crate::open_table(&node.api, &dir, "others", 1);
+    let table = open().await.unwrap();
+    table.store(0, key("a"), key("row")).await.unwrap();
+    drop(table);
+    node.api.rename_table_db("others", "lost").await.unwrap();
+    let table = open().await.unwrap();
+    assert_eq!(table.load(0, key("a")).await.unwrap().unwrap(), "row");
+    // It is known again, by both.
+    drop(table);
+    let table = open().await.unwrap();
+    assert_eq!(table.get_key_count(0).await.unwrap(), 1);
+    drop(table);
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_damaged_list_of_tables_is_made_anew() {
     let node = Node::start().await;
     let list = node.store_dir().join("tables");

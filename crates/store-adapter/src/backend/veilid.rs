@@ -87,49 +87,6 @@ impl VeilidBackend {
         .await?
     }
 
-    /// Opens a table, and remembers its file.
-    ///
-    /// Veilid forgets which file is which table when it fails to open one, for lack of space for example, and when
-    /// its own list is damaged; the next time it makes an empty table of that name.
-    async fn open_known(&self, name: &str, columns: u32) -> Result<TableDB> {
-        let db = self.open_once(name, columns).await?;
-        let internal = db.table_name();
-        match self.tables.internal(name) {
-            Some(known) if known == internal => return Ok(db),
-            Some(known) if self.tables.path(&known).exists() => {
-                tracing::warn!(
-                    "the table store has lost a table; its file is there and is put back"
-                );
-                drop(db);
-                let give_up = Instant::now() + PATIENCE;
-                while self.tables.is_open(&internal) && Instant::now() < give_up {
-                    sleep(AGAIN).await;
-                }
-                let tables = self.tables.clone();
-                let name = name.to_owned();
-                blocking(move || tables.put_back(&name, &known, &internal)).await??;
-            }
-            _ => {
-                let tables = self.tables.clone();
-                let name = name.to_owned();
-                blocking(move || tables.remember(&name, &internal)).await??;
-                return Ok(db);
-            }
-        }
-        self.open_once(name, columns).await
-    }
-
-    async fn open_once(&self, name: &str, columns: u32) -> Result<TableDB> {
-        match self.api.open_table_db(name, columns).await {
-            Ok(db) => Ok(db),
-            Err(VeilidAPIError::NotInitialized) if !self.api.is_shutdown() => Err(Error::Damaged {
-                path: self.tables.directory().to_owned(),
-                cause: "the node's device key is not the one of the tables".to_owned(),
-            }),
-            Err(error) => Err(failed(self.tables.directory(), error).await),
-        }
-    }
-
     fn handle(&self, name: &str) -> Arc<()> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(handle) = open.get(name).and_then(Weak::upgrade) {
@@ -153,7 +110,7 @@ impl Backend for VeilidBackend {
         let name = name.to_owned();
         Box::pin(async move {
             let _changing = self.changing.lock().await;
-            let db = self.open_known(&name, columns).await?;
+            let db = open_known(&self.api, &self.tables, &name, columns).await?;
             let path = self.tables.path(&db.table_name());
             let handle = self.handle(&name);
             Ok(Arc::new(VeilidTable {
@@ -232,6 +189,64 @@ impl Backend for VeilidBackend {
 
     fn sync_files(&self) -> io::Result<()> {
         sync_directory(&self.segments)
+    }
+}
+
+/// Opens a table of a node, or makes it, and remembers in `dir` which of the node's files it is.
+///
+/// Veilid forgets that when it fails to open a table, for lack of space for example, and when its own list, which has no
+/// checksum, is damaged; the next time it makes an empty table of the same name. Then the file is put back. For tables that
+/// must not be lost; not for those of a [`VeilidStore`](crate::VeilidStore), which does the same for its own. One process at a
+/// time uses `dir`, which has to be there.
+///
+/// # Errors
+/// [`Error::Damaged`] if the tables belong to another node, [`Error::Io`], [`Error::Closed`].
+pub async fn open_table(api: &VeilidAPI, dir: &Path, name: &str, columns: u32) -> Result<TableDB> {
+    let config = api.config().map_err(|_| Error::Closed)?;
+    let path = dir.to_owned();
+    let names = blocking(move || Names::read(&path))
+        .await?
+        .map_err(|source| Error::Io {
+            path: dir.to_owned(),
+            source,
+        })?;
+    open_known(api, &Tables::new(&config, names), name, columns).await
+}
+
+async fn open_known(api: &VeilidAPI, tables: &Tables, name: &str, columns: u32) -> Result<TableDB> {
+    let db = open_once(api, tables, name, columns).await?;
+    let internal = db.table_name();
+    let known = tables.internal(name);
+    if known.as_ref() == Some(&internal) {
+        return Ok(db);
+    }
+    let (owned, owned_name) = (tables.clone(), name.to_owned());
+    match known.filter(|known| tables.path(known).exists()) {
+        Some(known) => {
+            tracing::warn!("the table store has lost a table; its file is there and is put back");
+            drop(db);
+            let give_up = Instant::now() + PATIENCE;
+            while tables.is_open(&internal) && Instant::now() < give_up {
+                sleep(AGAIN).await;
+            }
+            blocking(move || owned.put_back(&owned_name, &known, &internal)).await??;
+            open_once(api, tables, name, columns).await
+        }
+        None => {
+            blocking(move || owned.remember(&owned_name, &internal)).await??;
+            Ok(db)
+        }
+    }
+}
+
+async fn open_once(api: &VeilidAPI, tables: &Tables, name: &str, columns: u32) -> Result<TableDB> {
+    match api.open_table_db(name, columns).await {
+        Ok(db) => Ok(db),
+        Err(VeilidAPIError::NotInitialized) if !api.is_shutdown() => Err(Error::Damaged {
+            path: tables.directory().to_owned(),
+            cause: "the node's device key is not the one of the tables".to_owned(),
+        }),
+        Err(error) => Err(failed(tables.directory(), error).await),
     }
 }
 
