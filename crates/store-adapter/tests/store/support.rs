@@ -117,7 +117,7 @@ impl Place {
         self.try_open_at(&self.store_dir()).await
     }
 
-    async fn try_open_at(&self, dir: &Path) -> store_adapter::Result<VeilidStore> {
+    pub(crate) async fn try_open_at(&self, dir: &Path) -> store_adapter::Result<VeilidStore> {
         let node = self.node.as_ref().unwrap();
         VeilidStore::open(&node.api, dir, options()).await
     }
@@ -132,7 +132,29 @@ impl Place {
 
     pub(crate) async fn restart_node(&mut self) {
         self.stop_node().await;
+        self.start_node().await;
+    }
+
+    pub(crate) async fn start_node(&mut self) {
         self.node = Some(Node::start(&self.dir.path().join("node"), &self.namespace).await);
+    }
+
+    /// The files of the tables of the store in `dir`.
+    pub(crate) fn table_files(&self, dir: &Path) -> Vec<PathBuf> {
+        let api = &self.node.as_ref().unwrap().api;
+        let format = std::fs::read_to_string(dir.join("format")).unwrap();
+        let id = format.lines().nth(1).unwrap();
+        let directory = PathBuf::from(api.config().unwrap().table_store.directory.clone());
+        let mut files: Vec<PathBuf> = api
+            .list_table_dbs()
+            .unwrap()
+            .into_iter()
+            .filter(|(name, _)| name.contains(&format!("save_store_{}", &id[..16])))
+            .map(|(_, file)| directory.join(format!("{}_{file}", self.namespace)))
+            .collect();
+        files.sort();
+        assert!(files.len() >= 3 && files.iter().all(|file| file.exists()));
+        files
     }
 
     pub(crate) async fn stop_node(&mut self) {
@@ -164,6 +186,31 @@ macro_rules! on_each_backend {
     };
 }
 pub(crate) use on_each_backend;
+
+/// A sequence of numbers that looks random (splitmix64) and is the same for the same seed.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len() as u64) as usize]
+    }
+}
 
 /// Bytes that no two seeds share.
 pub(crate) fn noise(seed: u64, size: usize) -> Bytes {
