@@ -27,6 +27,52 @@ pub enum Error {
         /// What its format file says.
         found: String,
     },
+    /// An earlier version wrote the store, in a format that this one does not read. Nothing was changed; what it holds can be
+    /// fetched again into an empty directory.
+    #[error("the store in {path} has an older format")]
+    OlderFormat {
+        /// The directory of the store.
+        path: PathBuf,
+    },
+    /// A later version wrote the store. Nothing was changed; open it with that version.
+    #[error("the store in {path} has the newer format {version}")]
+    NewerFormat {
+        /// The directory of the store.
+        path: PathBuf,
+        /// What its format file says.
+        version: u32,
+    },
+    /// The store is there, and the protected store has no key for it: the keyring was reset, or is another user's. Nothing was
+    /// changed. Restore the keyring; without the key nothing can be read.
+    #[error("the key of the store is lost")]
+    KeyLost,
+    /// What the protected store holds as the key of this store is no key. Nothing was changed; restore the keyring.
+    #[error("the key of the store is damaged")]
+    KeyDamaged,
+    /// Tags cannot be read, so that it cannot be told what they keep. Set them again, or remove them.
+    #[error("{count} tags are damaged")]
+    TagsDamaged {
+        /// How many.
+        count: usize,
+    },
+    /// Hash sequences that were complete are damaged, so that it cannot be told what they keep. Fetch them again.
+    #[error("{count} hash sequences are damaged, and have to be fetched again")]
+    SequencesDamaged {
+        /// How many.
+        count: usize,
+    },
+    /// What was to be imported could not be read.
+    #[error("what was to be imported could not be read")]
+    Input {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Pieces came in that do not make the blob. Nothing of them was kept.
+    #[error("what came in is not the blob")]
+    Unverified,
+    /// Something could not be sealed. Nothing was written.
+    #[error("a value could not be sealed")]
+    Sealing,
     /// The index of the store cannot be read. Nothing was changed; the directory can be restored from a backup, or moved
     /// away, after which everything is fetched again.
     #[error("the store in {path} is damaged: {cause}")]
@@ -61,6 +107,50 @@ pub enum Error {
         /// Its size in bytes.
         size: u64,
     },
+    /// The protected store cannot be reached or is locked. Nothing is lost: unlock the keyring and try again.
+    #[error("the keyring cannot be used: {reason}")]
+    KeyringUnavailable {
+        /// What the layer below reported.
+        reason: String,
+    },
+    /// The keys were to be guarded by the operating system's keyring, and the protected store is, or may be, a plain file.
+    /// Choose another [`Protection`](crate::Protection): a password or a key file.
+    #[error("the keys would lie in a plain file; a password or a key file can protect them there")]
+    InsecureKeyStorage,
+    /// The keys are wrapped by a password, and none was given. Open with [`Protection::Password`](crate::Protection::Password).
+    #[error("the keys are protected by a password")]
+    PasswordRequired,
+    /// The keys are wrapped by a key file, and none was given. Open with [`Protection::KeyFile`](crate::Protection::KeyFile).
+    #[error("the keys are protected by a key file")]
+    KeyFileRequired,
+    /// A password or a key file was given, and the keys are wrapped by none. Open as they are kept, then change their
+    /// protection.
+    #[error("the keys are protected neither by a password nor by a key file")]
+    NotWrapped,
+    /// It is not the password, or not the key file, by which the keys are wrapped. Try the right one.
+    #[error("the password or the key file is not the right one")]
+    WrongKey,
+    /// The key file cannot be read or made, or is no key file. Nothing was changed; make it available and try again.
+    #[error("the key file {path} cannot be used")]
+    KeyFile {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// What the protected store holds is damaged or belongs under another name. Nothing was changed; restore the
+    /// keyring from a backup.
+    #[error("a key in the protected store is damaged")]
+    DamagedKeyRecord,
+    /// A newer version wrote the key. Nothing was changed; use that version.
+    #[error("a key in the protected store has the unknown format {found}")]
+    NewerKeyFormat {
+        /// The version that it states.
+        found: u8,
+    },
+    /// The operating system gives no randomness. Nothing was written.
+    #[error("the operating system gives no randomness")]
+    Randomness,
     /// The layer below failed at one operation; the store as a whole goes on.
     #[error("the blob store failed: {cause}")]
     Blobs {
@@ -74,8 +164,37 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
-            Self::InUse { .. } | Self::Io { .. } | Self::Blobs { .. }
+            Self::InUse { .. }
+                | Self::Io { .. }
+                | Self::KeyringUnavailable { .. }
+                | Self::Blobs { .. }
         )
+    }
+
+    /// The same error for one more caller.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::Closed => Self::Closed,
+            Self::Randomness => Self::Randomness,
+            Self::TagsDamaged { count } => Self::TagsDamaged { count: *count },
+            Self::Io { path, source } => Self::Io {
+                path: path.clone(),
+                source: io::Error::new(source.kind(), source.to_string()),
+            },
+            Self::KeyringUnavailable { reason } => Self::KeyringUnavailable {
+                reason: reason.clone(),
+            },
+            other => Self::blobs(other),
+        }
+    }
+
+    /// As iroh's interface takes it.
+    pub(crate) fn into_io(self) -> io::Error {
+        match self {
+            Self::Io { source, .. } | Self::Input { source } => source,
+            Self::Closed => io::Error::new(io::ErrorKind::BrokenPipe, self),
+            other => io::Error::other(other),
+        }
     }
 
     /// Wraps what iroh-blobs reported. Its error types differ for each call and carry no more than text to act upon.

@@ -1,19 +1,29 @@
-//! Garbage collection when it is asked for.
-//!
-//! iroh's file store collects in a loop of its own and has no "now". Its loop asks a callback before each round; ours
-//! waits in that callback until somebody wants a round, so nothing wakes up in between. The call after a round is the
-//! sign that the round is over.
+//! Garbage collection: what nothing reaches goes, and the space comes back.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
-
-use iroh_blobs::{
-    Hash,
-    store::{GcConfig, ProtectCb, ProtectOutcome},
+use std::{
+    collections::{HashMap, HashSet},
+    sync::atomic::{AtomicBool, Ordering},
 };
-use tokio::sync::{Mutex, OwnedRwLockWriteGuard, mpsc, oneshot};
 
-/// The loop's pause between two rounds. It only matters to callers who ask again at once.
-const PAUSE: Duration = Duration::from_millis(1);
+use bytes::Bytes;
+use futures::StreamExt;
+use iroh_blobs::{BlobFormat, Hash, api::Store};
+
+use crate::{
+    Error, Result,
+    actor::{self, with_tags},
+    backend::Op,
+    core::{Core, lock},
+    index::{Change, Entry, Id, Index, Place, Totals},
+    pins::Pins,
+    tables::{PAGES, Request},
+    walk::Reached,
+};
+
+/// A pack of which less than half is alive is rewritten, if that gives back as much as this.
+const WORTHWHILE: u64 = 1024 * 1024;
+/// Blobs that are moved at the same time.
+const MOVING: usize = 64;
 
 /// What one garbage collection did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,61 +37,332 @@ pub struct GcReport {
     pub kept_blobs: u64,
 }
 
-/// One round: what to keep, and whom to tell.
-pub(crate) struct Round {
-    pub(crate) live: HashSet<Hash>,
-    /// Held for the whole round, even when the one who asked has gone away.
-    pub(crate) gate: OwnedRwLockWriteGuard<()>,
-    pub(crate) done: oneshot::Sender<()>,
-}
-
-/// Makes the configuration for the file store, and the way to ask it for a round.
-pub(crate) fn on_demand() -> (GcConfig, mpsc::Sender<Round>) {
-    let (ask, asked) = mpsc::channel::<Round>(1);
-    let state = Arc::new(Mutex::new(Waiting {
-        asked,
-        running: None,
-    }));
-    let callback: ProtectCb = Arc::new(move |live| {
-        let state = state.clone();
-        Box::pin(async move {
-            let mut state = state.lock().await;
-            state.finish();
-            match state.asked.recv().await {
-                Some(Round {
-                    live: keep,
-                    gate,
-                    done,
-                }) => {
-                    live.extend(keep);
-                    state.running = Some((gate, done));
-                    ProtectOutcome::Continue
-                }
-                // The store was dropped; its loop ends with it, and must not collect until then.
-                None => std::future::pending().await,
-            }
-        })
-    });
-    (
-        GcConfig {
-            interval: PAUSE,
-            add_protected: Some(callback),
-        },
-        ask,
-    )
-}
-
-struct Waiting {
-    asked: mpsc::Receiver<Round>,
-    running: Option<(OwnedRwLockWriteGuard<()>, oneshot::Sender<()>)>,
-}
-
-impl Waiting {
-    fn finish(&mut self) {
-        if let Some((gate, done)) = self.running.take() {
-            drop(gate);
-            // Whoever asked may have gone away meanwhile; the round is over either way.
-            let _ = done.send(());
+/// Removes what neither tags, temporary tags nor `roots` reach.
+pub(crate) async fn collect(
+    core: &Core,
+    store: &Store,
+    pins: &Pins,
+    roots: Vec<Hash>,
+    swept: &AtomicBool,
+) -> Result<GcReport> {
+    lock(&core.fresh).clear();
+    // Temporary tags first: whoever turns one into a tag sets the tag before the other is dropped.
+    let temporary = pins.list().await?;
+    let (tags, lost) = with_tags(core, |tags| {
+        (tags.tags.values().copied().collect::<Vec<_>>(), tags.lost)
+    })
+    .await?;
+    if lost > 0 {
+        // What they kept is not known.
+        return Err(Error::TagsDamaged { count: lost });
+    }
+    let mut live = Reached::default();
+    for value in temporary.into_iter().chain(tags) {
+        match value.format {
+            BlobFormat::HashSeq => live.walk(store, value.hash).await?,
+            BlobFormat::Raw => live.add(value.hash),
         }
     }
+    for root in roots {
+        live.walk(store, root).await?;
+    }
+    let scan = Scan::new(core).await?;
+    settle_lost(core, &live, &scan).await?;
+    let before = core.tables.totals();
+    let dead: Vec<Hash> = scan
+        .entries
+        .iter()
+        .map(Entry::hash)
+        .filter(|hash| !live.contains(hash))
+        .collect();
+    // Those that came in while the index was read are not in the scan.
+    let removed = actor::remove(core, dead, false).await?;
+    let after = core.tables.totals();
+    let gone: HashSet<Hash> = removed.iter().copied().collect();
+    let kept: Vec<Entry> = scan
+        .entries
+        .into_iter()
+        .filter(|entry| !gone.contains(&entry.hash()))
+        .collect();
+    if !swept.swap(true, Ordering::Relaxed) {
+        sweep(core).await?;
+    }
+    compact(core, &kept).await?;
+    Ok(GcReport {
+        removed_blobs: removed.len() as u64,
+        removed_bytes: before.bytes.saturating_sub(after.bytes),
+        kept_blobs: after.blobs,
+    })
+}
+
+/// A look at the whole index.
+struct Scan {
+    entries: Vec<Entry>,
+    unreadable: Vec<Bytes>,
+}
+
+impl Scan {
+    async fn new(core: &Core) -> Result<Self> {
+        let rows = core.tables.read().await?.index.entry_rows().await?;
+        let mut scan = Self {
+            entries: Vec::with_capacity(rows.len()),
+            unreadable: Vec::new(),
+        };
+        for row in rows {
+            let entry = core.tables.read().await?.index.entry_at(row.clone()).await;
+            match entry {
+                Ok(Some(entry)) => scan.entries.push(entry),
+                Ok(None) => {}
+                Err(None) => scan.unreadable.push(row),
+                Err(Some(error)) => return Err(error),
+            }
+        }
+        Ok(scan)
+    }
+}
+
+/// A sequence that was here and got damaged may be all that says what else is needed. Until it is here again, nothing is
+/// collected.
+async fn settle_lost(core: &Core, live: &Reached, scan: &Scan) -> Result<()> {
+    let missing: HashSet<[u8; 32]> = live.missing.iter().map(|hash| *hash.as_bytes()).collect();
+    let lost = lock(&core.lost).clone();
+    let needed = lost
+        .intersection(&missing.iter().copied().collect())
+        .count();
+    if needed > 0 {
+        return Err(Error::SequencesDamaged { count: needed });
+    }
+    if !scan.unreadable.is_empty() {
+        // Which blobs these were is not known any more.
+        if !missing.is_empty() {
+            return Err(Error::SequencesDamaged {
+                count: scan.unreadable.len(),
+            });
+        }
+        let rows = scan.unreadable.iter().cloned().map(Index::remove_row);
+        core.tables
+            .write(Request {
+                index: rows.collect(),
+                ..Request::default()
+            })
+            .await?;
+        recount(core).await?;
+    }
+    if !lost.is_empty() {
+        lock(&core.lost).clear();
+        core.tables
+            .write(Request {
+                changes: vec![Change::Lost(Default::default())],
+                ..Request::default()
+            })
+            .await?;
+    }
+    Ok(())
+}
+
+/// Counts anew what the store holds.
+pub(crate) async fn recount(core: &Core) -> Result<()> {
+    let scan = Scan::new(core).await?;
+    let mut totals = Totals {
+        erasable: true,
+        ..Totals::default()
+    };
+    for entry in &scan.entries {
+        let view = core.view(&core.blob(entry.hash())).await?;
+        if view.entry.is_some() {
+            totals.blobs += 1;
+            totals.bytes += view.bitfield.total_bytes();
+        }
+    }
+    core.tables.recount(totals).await
+}
+
+/// Removes rows that nothing claims: what a crash left.
+async fn sweep(core: &Core) -> Result<()> {
+    let mut rows: Vec<(Option<u32>, Bytes)> = Vec::new();
+    for pack in core.tables.packs().await? {
+        let keys = core.tables.pack_rows(pack).await?;
+        rows.extend(keys.into_iter().map(|key| (Some(pack), key)));
+    }
+    let keys = core.tables.read().await?.pages.keys(PAGES).await?;
+    rows.extend(keys.into_iter().map(|key| (None, key)));
+    // In this order: an import that had written rows by then is either going on, or claims them by now.
+    let importing = lock(&core.importing).clone();
+    core.tables.write(Request::default()).await?;
+    let claimed: HashMap<Id, Place> = Scan::new(core)
+        .await?
+        .entries
+        .iter()
+        .map(|entry| (entry.id, entry.place))
+        .collect();
+    let mut request = Request::default();
+    for (pack, row) in rows {
+        let Some(id) = row.first_chunk::<16>() else {
+            continue;
+        };
+        let is_claimed = match (claimed.get(id), pack) {
+            (Some(Place::Pack(place)), Some(pack)) => *place == pack,
+            (Some(Place::File), None) => true,
+            _ => false,
+        };
+        if is_claimed || importing.contains(id) {
+            continue;
+        }
+        match pack {
+            Some(pack) => request.dead_rows.push((pack, *id)),
+            None => request.dead_pages.push(Op::Delete {
+                column: PAGES,
+                key: row,
+            }),
+        }
+    }
+    if !request.dead_rows.is_empty() || !request.dead_pages.is_empty() {
+        tracing::info!(
+            rows = request.dead_rows.len() + request.dead_pages.len(),
+            "rows that nothing claimed were removed"
+        );
+        core.tables.write(request).await?;
+    }
+    Ok(())
+}
+
+/// Rewrites packs that are mostly dead. Tables never shrink, so their space comes back when the old one is deleted.
+async fn compact(core: &Core, entries: &[Entry]) -> Result<()> {
+    let mut alive: HashMap<u32, u64> = HashMap::new();
+    for entry in entries {
+        if let Place::Pack(pack) = entry.place {
+            *alive.entry(pack).or_default() += entry.size + 256;
+        }
+    }
+    let packs = core.tables.packs().await?;
+    let mut dead = Vec::new();
+    for pack in &packs {
+        let bytes = core.tables.pack_bytes(*pack).await?;
+        let alive = alive.get(pack).copied().unwrap_or(0);
+        if bytes >= WORTHWHILE + 2 * alive {
+            dead.push(*pack);
+        }
+    }
+    if dead.is_empty() {
+        return Ok(());
+    }
+    if packs.last().is_some_and(|last| dead.contains(last)) {
+        core.tables.new_pack().await?;
+    }
+    let mut moving = Vec::new();
+    for entry in entries {
+        if matches!(entry.place, Place::Pack(pack) if dead.contains(&pack)) {
+            moving.push(relocate(core, entry.hash(), &dead));
+        }
+    }
+    let moved: Vec<Result<()>> = futures::stream::iter(moving)
+        .buffer_unordered(MOVING)
+        .collect()
+        .await;
+    moved.into_iter().collect::<Result<()>>()?;
+    // Blobs that came in since the scan went to a newer pack, except those that were written before it began.
+    let scan = Scan::new(core).await?;
+    let used: HashSet<u32> = scan
+        .entries
+        .iter()
+        .filter_map(|entry| match entry.place {
+            Place::Pack(pack) => Some(pack),
+            Place::File => None,
+        })
+        .collect();
+    dead.retain(|pack| !used.contains(pack));
+    tracing::info!(
+        packs = dead.len(),
+        "packs that were mostly dead were rewritten"
+    );
+    core.tables.drop_packs(dead).await
+}
+
+async fn relocate(core: &Core, hash: Hash, dead: &[u32]) -> Result<()> {
+    let blob = core.blob(hash);
+    let mut work = blob.work.lock().await;
+    let view = core.load(&blob, &mut work).await?;
+    let Some(entry) = view.entry else {
+        return Ok(());
+    };
+    let Place::Pack(pack) = entry.place else {
+        return Ok(());
+    };
+    if !dead.contains(&pack) || work.counted.is_none() {
+        return Ok(());
+    }
+    let Some(row) = core.tables.pack_row(pack, entry.id).await? else {
+        // Found missing when it is read next.
+        return Ok(());
+    };
+    let written = core
+        .tables
+        .write(Request {
+            pack: Some(((*entry).clone(), row)),
+            ..Request::default()
+        })
+        .await?;
+    if let Some(written) = written {
+        blob.view
+            .send_modify(|view| view.entry = Some(written.into()));
+    }
+    Ok(())
+}
+
+/// Removes the files that the index does not know: what a crash left.
+pub(crate) async fn remove_orphans(core: &Core) -> Result<()> {
+    let known: HashSet<String> = core
+        .tables
+        .read()
+        .await?
+        .index
+        .files()
+        .await?
+        .iter()
+        .map(|id| data_encoding::HEXLOWER.encode(id))
+        .collect();
+    let backend = core.backend.clone();
+    crate::core::blocking(move || {
+        let mut removed = 0;
+        for (name, _) in backend.list_files()? {
+            if !known.contains(&name) {
+                backend.remove_file(&name)?;
+                removed += 1;
+            }
+        }
+        if removed > 0 {
+            tracing::info!(removed, "files that nothing claimed were removed");
+        }
+        Ok(())
+    })
+    .await?
+    .map_err(crate::core::segment_error)
+}
+
+/// Looks at what was claimed last before the end of the process, and takes back what is not there: after a power cut the index
+/// can be ahead of the other tables.
+pub(crate) async fn check_recent(core: &Core) -> Result<()> {
+    let recent = core.tables.read().await?.index.recent().await?;
+    let mut missing = 0;
+    for row in &recent {
+        let entry = core.tables.read().await?.index.entry_at(row.clone()).await;
+        let entry = match entry {
+            Ok(Some(entry)) => entry,
+            Ok(None) | Err(None) => continue,
+            Err(Some(error)) => return Err(error),
+        };
+        let blob = core.blob(entry.hash());
+        core.view(&blob).await?;
+        if !core.is_there(&entry).await? {
+            missing += 1;
+            core.lose(&blob, &entry, (0, u64::MAX)).await?;
+        }
+    }
+    if missing > 0 {
+        tracing::warn!(missing, "blobs that came in just before the end were lost");
+    }
+    if !recent.is_empty() {
+        core.tables.checkpoint().await?;
+    }
+    Ok(())
 }

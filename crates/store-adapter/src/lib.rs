@@ -1,12 +1,29 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
+#![recursion_limit = "256"]
 
+mod actor;
+mod backend;
+mod blob;
+mod core;
 mod error;
+mod export;
 mod gc;
+mod import;
+mod index;
+mod pins;
+mod seal;
+mod secret;
+mod secrets;
 mod store;
+mod tables;
+#[cfg(test)]
+mod testing;
+mod tree;
 mod walk;
 
 pub use error::{Error, Result};
 pub use gc::GcReport;
 pub use iroh_blobs::{Hash, HashAndFormat};
-pub use store::{Protected, StoreOptions, Usage, VeilidStore};
+pub use secrets::{Protection, Secrets};
+pub use store::{Protected, StoreOptions, Usage, VeilidStore, VerifyProgress, VerifyReport};

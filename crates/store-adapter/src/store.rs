@@ -1,41 +1,70 @@
-//! The store itself: opening, named roots, guards, usage, closing.
+//! The store itself: opening, named roots, guards, usage, keys, closing.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs::{File, TryLockError},
     io::{self, Write},
     ops::Deref,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use futures::StreamExt;
-use iroh_blobs::{
-    Hash, HashAndFormat,
-    api::{Store, blobs::BlobStatus},
-    store::fs::{FsStore, options::Options},
-};
-use tokio::sync::{RwLock, mpsc, oneshot};
+use iroh_blobs::{Hash, HashAndFormat, api::Store};
+use tokio::sync::RwLock;
 use veilid_core::VeilidAPI;
 
 use crate::{
-    Error, GcReport, Result,
-    gc::{self, Round},
-    walk,
+    Error, GcReport, Protection, Result, Secrets,
+    actor::{self, Lock},
+    backend::{Backend, memory::MemoryBackend, veilid::VeilidBackend},
+    core::{Core, blocking, lock, segment_error},
+    export, gc,
+    pins::Pins,
+    seal,
+    secret::StoreSecret,
+    tables::{Tables, first_key},
+    walk::{self, Reached},
 };
 
-const FORMAT: &str = "save-store files 1\n";
 const FORMAT_FILE: &str = "format";
 const LOCK_FILE: &str = "lock";
-const INDEX_FILE: &str = "blobs.db";
-/// Where iroh's file store writes a blob until it knows the hash.
-const TEMP_DIR: &str = "temp";
+const FORMAT: &str = "save-store ";
+const VERSION: u32 = 2;
+/// The store of the first version kept plain files.
+const OLD_FORMAT: &str = "save-store files 1";
 const ROOT_PREFIX: &str = "root/";
 
 /// How a store is opened.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
-pub struct StoreOptions {}
+pub struct StoreOptions {
+    /// How the store's key is guarded. Default: by the operating system's keyring.
+    pub protection: Protection,
+    /// How long after one garbage collection the next one begins by itself. After one that removed something, what was
+    /// removed is erased for good as well. Default: never.
+    pub gc_interval: Option<Duration>,
+}
+
+impl StoreOptions {
+    /// Sets [`protection`](Self::protection).
+    #[must_use]
+    pub fn with_protection(mut self, protection: Protection) -> Self {
+        self.protection = protection;
+        self
+    }
+
+    /// Sets [`gc_interval`](Self::gc_interval).
+    #[must_use]
+    pub fn with_gc_interval(mut self, interval: Option<Duration>) -> Self {
+        self.gc_interval = interval;
+        self
+    }
+}
 
 /// What the store holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,14 +72,41 @@ pub struct StoreOptions {}
 pub struct Usage {
     /// Blobs, partial ones included.
     pub blobs: u64,
-    /// The bytes of all blobs that are here. Hash trees and the index, about half a percent, are not counted.
+    /// The bytes of all blobs that are here, without what the store adds.
+    pub bytes: u64,
+    /// What the store takes on disk: files, tables, and what is dead in them but not given back yet.
+    pub disk_bytes: u64,
+}
+
+/// How far [`VeilidStore::verify`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VerifyProgress {
+    /// Blobs that were read.
+    pub blobs: u64,
+    /// Blobs in all.
+    pub of_blobs: u64,
+    /// Bytes that were read.
     pub bytes: u64,
 }
 
-/// An iroh-blobs store with named roots; see the [crate's page](crate).
+/// What [`VeilidStore::verify`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VerifyReport {
+    /// Blobs that were read.
+    pub blobs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those that were damaged. What is damaged counts as missing now, and can be fetched again.
+    pub damaged: Vec<Hash>,
+}
+
+/// An iroh-blobs store, encrypted at rest, with named roots; see the [crate's page](crate).
 ///
-/// Cheap to clone; all clones are one store. [`close`](Self::close) it at the end. It dereferences to iroh's [`Store`]. Blobs are removed by [`gc`](Self::gc)
-/// alone, and only those that no named root, no tag, no temporary tag and no [`Protected`] reaches.
+/// Cheap to clone; all clones are one store. [`close`](Self::close) it at the end, before the Veilid node is shut down. It
+/// dereferences to iroh's [`Store`]. Blobs are removed by garbage collection alone, and only those that no named root, no
+/// tag, no temporary tag and no [`Protected`] reaches.
 #[derive(Debug, Clone)]
 pub struct VeilidStore {
     inner: Arc<Inner>,
@@ -59,57 +115,161 @@ pub struct VeilidStore {
 #[derive(Debug)]
 struct Inner {
     dir: PathBuf,
-    store: FsStore,
-    collect: mpsc::Sender<Round>,
+    id: String,
+    store: Store,
+    core: Arc<Core>,
+    pins: Arc<Pins>,
+    secrets: Arc<Secrets>,
     /// Held exclusively by a garbage collection, shared by whoever changes what is reachable. So no root can move from
     /// a place that was not looked at yet to one that was.
-    gate: Arc<RwLock<()>>,
+    gate: RwLock<()>,
     protected: Arc<Mutex<HashMap<Hash, usize>>>,
-    /// The lock on the directory; none once the store is closed.
-    lock: Mutex<Option<File>>,
+    closed: AtomicBool,
+    swept: AtomicBool,
 }
 
 impl VeilidStore {
     /// The longest name of a root, in bytes.
     pub const MAX_ROOT_NAME: usize = 255;
 
-    /// Opens the store in `dir`, which is created when it does not exist.
-    ///
-    /// The Veilid node is where the store's key will come from once the store encrypts at rest; nothing is asked of it
-    /// yet.
+    /// Opens the store in `dir`, which is created when it does not exist. Its tables lie in the table store of the Veilid
+    /// node, its key in the node's protected store.
     ///
     /// # Errors
-    /// [`Error::InUse`], [`Error::UnknownFormat`], [`Error::Damaged`], [`Error::Io`]; in each case nothing was changed.
+    /// [`Error::InUse`], [`Error::OlderFormat`], [`Error::NewerFormat`], [`Error::UnknownFormat`], [`Error::Damaged`],
+    /// [`Error::Io`]; of the key [`Error::KeyLost`], [`Error::KeyDamaged`] and what [`Secrets::load`] gives. In each case
+    /// nothing was changed.
     pub async fn open(api: &VeilidAPI, dir: &Path, options: StoreOptions) -> Result<Self> {
-        let _ = api;
-        Self::load(dir, options).await
+        let path = dir.to_owned();
+        let (file, found) = blocking(move || prepare(&path)).await??;
+        let secrets = Arc::new(Secrets::new(api, options.protection.clone()));
+        let backend = Arc::new(VeilidBackend::open(api, dir).await?);
+        let (id, fresh) = match found {
+            Some(id) => (id, false),
+            None => (data_encoding::HEXLOWER.encode(&seal::random::<16>()?), true),
+        };
+        let at = dir.to_owned();
+        let write = id.clone();
+        Self::start(
+            dir,
+            backend,
+            secrets,
+            id,
+            fresh,
+            Some(file),
+            &options,
+            // Once the key is saved: a store that says it is one has its key.
+            move || write_format(&at, &write),
+        )
+        .await
     }
 
-    pub(crate) async fn load(dir: &Path, _options: StoreOptions) -> Result<Self> {
-        let path = dir.to_owned();
-        let lock = tokio::task::spawn_blocking(move || prepare(&path))
-            .await
-            .map_err(|_| Error::Closed)??;
-        let (gc, collect) = gc::on_demand();
-        let mut options = Options::new(dir);
-        options.gc = Some(gc);
-        let store = FsStore::load_with_opts(dir.join(INDEX_FILE), options)
-            .await
-            .map_err(|error| opening(dir, error.to_string()))?;
-        Ok(Self {
-            inner: Arc::new(Inner {
-                dir: dir.to_owned(),
-                store,
-                collect,
-                gate: Arc::default(),
-                protected: Arc::default(),
-                lock: Mutex::new(Some(lock)),
-            }),
-        })
+    /// A store in memory, for tests: the same code over tables and files that end with the process.
+    ///
+    /// # Errors
+    /// [`Error::Randomness`].
+    pub async fn in_memory(options: StoreOptions) -> Result<Self> {
+        Self::over_memory(MemoryBackend::default(), true, options).await
+    }
+
+    pub(crate) async fn over_memory(
+        memory: MemoryBackend,
+        fresh: bool,
+        options: StoreOptions,
+    ) -> Result<Self> {
+        let backend = Arc::new(memory);
+        let secrets = Arc::new(Secrets::over(backend.secrets(), options.protection.clone()));
+        let id = "00000000000000000000000000000000".to_owned();
+        Self::start(
+            Path::new("memory"),
+            backend,
+            secrets,
+            id,
+            fresh,
+            None,
+            &options,
+            || Ok(()),
+        )
+        .await
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    async fn start(
+        dir: &Path,
+        backend: Arc<dyn Backend>,
+        secrets: Arc<Secrets>,
+        id: String,
+        fresh: bool,
+        lock: Lock,
+        options: &StoreOptions,
+        begun: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> Result<Self> {
+        let name = secret_name(&id);
+        let secret = if fresh {
+            let secret = StoreSecret::create(secrets.clone(), name, first_key()?).await?;
+            let at = dir.to_owned();
+            blocking(begun)
+                .await?
+                .map_err(|source| Error::Io { path: at, source })?;
+            secret
+        } else {
+            StoreSecret::load(secrets.clone(), name)
+                .await?
+                .ok_or(Error::KeyLost)?
+        };
+        let (tables, counted) = Tables::open(backend.clone(), prefix(&id), secret).await?;
+        let lost = tables.read().await?.index.lost().await?;
+        let core = Arc::new(Core::new(backend, tables, lost));
+        gc::remove_orphans(&core).await?;
+        gc::check_recent(&core).await?;
+        if !counted {
+            gc::recount(&core).await?;
+        }
+        let pins = Arc::new(Pins::new());
+        let store = actor::start(core.clone(), pins.clone(), lock);
+        let inner = Arc::new(Inner {
+            dir: dir.to_owned(),
+            id,
+            store,
+            core,
+            pins,
+            secrets,
+            gate: RwLock::default(),
+            protected: Arc::default(),
+            closed: AtomicBool::new(false),
+            swept: AtomicBool::new(false),
+        });
+        if let Some(interval) = options.gc_interval {
+            let store = Arc::downgrade(&inner);
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(interval).await;
+                    let Some(inner) = store.upgrade() else {
+                        return;
+                    };
+                    let store = Self { inner };
+                    match store.tidy().await {
+                        Ok(()) => {}
+                        Err(Error::Closed) => return,
+                        Err(error) => tracing::warn!(%error, "nothing was collected"),
+                    }
+                }
+            });
+        }
+        Ok(Self { inner })
+    }
+
+    /// Collects, and erases what was collected.
+    async fn tidy(&self) -> Result<()> {
+        self.gc().await?;
+        if self.inner.core.tables.totals().erasable {
+            self.erase().await?;
+        }
+        Ok(())
     }
 
     /// Gives a root a name, replacing the one that had it. When this returns, the name and all blobs that were complete
-    /// before the call survive the death of the process.
+    /// before the call survive the death of the process, and a power cut.
     ///
     /// # Errors
     /// [`Error::RootName`] for an empty or too long name, [`Error::Closed`], [`Error::Blobs`].
@@ -165,8 +325,8 @@ impl VeilidStore {
         Ok(roots)
     }
 
-    /// Takes a root's name away, durably. The blobs stay until the next [`gc`](Self::gc). It is no error if there is no such
-    /// root.
+    /// Takes a root's name away, durably. The blobs stay until the next garbage collection. It is no error if there is no
+    /// such root.
     ///
     /// # Errors
     /// As [`set_root`](Self::set_root).
@@ -185,11 +345,7 @@ impl VeilidStore {
     pub async fn protect(&self, root: Hash) -> Protected {
         let _gate = self.inner.gate.read().await;
         let protected = self.inner.protected.clone();
-        *protected
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(root)
-            .or_default() += 1;
+        *lock(&protected).entry(root).or_default() += 1;
         Protected { root, protected }
     }
 
@@ -202,7 +358,9 @@ impl VeilidStore {
     /// [`Error::SequenceTooLarge`], [`Error::Closed`], [`Error::Blobs`].
     pub async fn reachable(&self, root: Hash) -> Result<Vec<Hash>> {
         self.check_open()?;
-        walk::reachable(self, root).await
+        let mut reached = Reached::default();
+        reached.walk(self, root).await?;
+        Ok(reached.hashes)
     }
 
     /// The links of one hash sequence: for a collection its metadata, then its members. `None` when the blob is not
@@ -215,74 +373,155 @@ impl VeilidStore {
         walk::links(self, hash).await
     }
 
-    /// Removes every blob that nothing reaches, and returns when that is done. Dropping the future does not stop a
-    /// collection that has begun.
+    /// Removes every blob that nothing reaches, and gives the space back. Dropping the future leaves what was not removed
+    /// yet to the next collection.
     ///
     /// # Errors
-    /// If anything that a root reaches is here and cannot be read, nothing is removed: [`Error::SequenceTooLarge`] or
-    /// [`Error::Blobs`]. [`Error::Closed`] if the collector has ended.
+    /// Nothing is removed if anything that is needed to tell what is reachable cannot be read: [`Error::TagsDamaged`],
+    /// [`Error::SequencesDamaged`], [`Error::SequenceTooLarge`], [`Error::Blobs`]. [`Error::Closed`], [`Error::Io`].
     pub async fn gc(&self) -> Result<GcReport> {
         self.check_open()?;
-        let gate = self.inner.gate.clone().write_owned().await;
-        let before = self.sizes().await?;
-        let live = self.live().await?;
-        let (done, is_done) = oneshot::channel();
-        self.inner
-            .collect
-            .send(Round { live, gate, done })
-            .await
-            .map_err(|_| Error::Closed)?;
-        // The other end is dropped without a word when a round fails, because iroh's loop ends then.
-        is_done.await.map_err(|_| Error::Closed)?;
-        let kept: HashSet<Hash> = self
-            .list()
-            .hashes()
-            .await
-            .map_err(Error::blobs)?
-            .into_iter()
-            .collect();
-        let removed: Vec<u64> = before
-            .iter()
-            .filter(|(hash, _)| !kept.contains(hash))
-            .map(|(_, size)| *size)
-            .collect();
-        Ok(GcReport {
-            removed_blobs: removed.len() as u64,
-            removed_bytes: removed.iter().sum(),
-            kept_blobs: kept.len() as u64,
+        let inner = &self.inner;
+        let _gate = inner.gate.write().await;
+        let roots = lock(&inner.protected).keys().copied().collect();
+        gc::collect(&inner.core, &inner.store, &inner.pins, roots, &inner.swept).await
+    }
+
+    /// Makes what was removed unreadable for good, even for somebody who gets both the disk and the key later: puts the index, which
+    /// holds the key of each blob, under a new key and deletes the old one. Takes time in proportion to the number of
+    /// blobs, so it is done for many deleted ones together.
+    ///
+    /// The old key was one entry of the protected store. Whether that forgets what it deletes is up to the operating
+    /// system; flash memory may keep remains of it for a while.
+    ///
+    /// # Errors
+    /// [`Error::TagsDamaged`], and those of the key's store; then the old key stays. [`Error::Closed`], [`Error::Io`].
+    pub async fn erase(&self) -> Result<()> {
+        self.check_open()?;
+        self.inner.core.tables.rotate().await
+    }
+
+    /// Guards the store's key in another way from now on, and changes it: for a new password, or when the old one may be
+    /// known to somebody.
+    ///
+    /// # Errors
+    /// As [`erase`](Self::erase); then the old protection stays.
+    pub async fn rekey(&self, protection: Protection) -> Result<()> {
+        self.check_open()?;
+        let old = self.inner.secrets.set_protection(protection).await;
+        let rotated = self.inner.core.tables.rotate().await;
+        if rotated.is_err() {
+            self.inner.secrets.set_protection(old).await;
+        }
+        rotated
+    }
+
+    /// What the store holds.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Io`].
+    pub async fn usage(&self) -> Result<Usage> {
+        self.check_open()?;
+        let core = &self.inner.core;
+        let tables = core.tables.disk_bytes().await?;
+        let backend = core.backend.clone();
+        let files = blocking(move || backend.list_files())
+            .await?
+            .map_err(segment_error)?;
+        let totals = core.tables.totals();
+        Ok(Usage {
+            blobs: totals.blobs,
+            bytes: totals.bytes,
+            disk_bytes: tables + files.iter().map(|(_, bytes)| bytes).sum::<u64>(),
         })
     }
 
-    /// What the store holds. Looks at every blob, so it takes time in proportion to their number.
+    /// Reads every blob and verifies it against its hash. What is damaged counts as missing afterwards.
     ///
     /// # Errors
-    /// [`Error::Closed`], [`Error::Blobs`].
-    pub async fn usage(&self) -> Result<Usage> {
+    /// [`Error::Closed`], [`Error::Io`] and [`Error::Blobs`] if the disk cannot be read at all.
+    pub async fn verify(
+        &self,
+        mut progress: impl FnMut(VerifyProgress) + Send,
+    ) -> Result<VerifyReport> {
         self.check_open()?;
-        let sizes = self.sizes().await?;
-        Ok(Usage {
-            blobs: sizes.len() as u64,
-            bytes: sizes.iter().map(|(_, size)| size).sum(),
-        })
+        let hashes = self.list().hashes().await.map_err(Error::blobs)?;
+        let mut report = VerifyReport::default();
+        for hash in &hashes {
+            self.check_open()?;
+            let (bytes, damaged) = export::verify(&self.inner.core, *hash).await?;
+            report.blobs += 1;
+            report.bytes += bytes;
+            if damaged {
+                report.damaged.push(*hash);
+            }
+            progress(VerifyProgress {
+                blobs: report.blobs,
+                of_blobs: hashes.len() as u64,
+                bytes: report.bytes,
+            });
+        }
+        Ok(report)
     }
 
     /// Writes everything down and releases the directory. All clones are closed by it; closing again does nothing.
     ///
     /// # Errors
-    /// [`Error::Blobs`] if the store below could not be shut down in order; the directory is released all the same.
+    /// [`Error::Blobs`] if the store could not be shut down in order.
     pub async fn close(&self) -> Result<()> {
-        let lock = self
-            .inner
-            .lock
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if lock.is_none() {
+        if self.inner.closed.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
-        let result = self.inner.store.shutdown().await.map_err(Error::blobs);
-        drop(lock);
-        result
+        self.inner.store.shutdown().await.map_err(Error::blobs)
+    }
+
+    /// Closes the store and destroys it: first its key, so that nothing can be read from then on, then all the rest.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and those of the key's store. Call [`destroy`](Self::destroy) to try again.
+    pub async fn wipe(self) -> Result<()> {
+        let core = self.inner.core.clone();
+        self.inner
+            .secrets
+            .remove(&secret_name(&self.inner.id))
+            .await?;
+        self.close().await?;
+        delete_tables(&*core.backend, &prefix(&self.inner.id)).await?;
+        let (backend, dir) = (core.backend.clone(), self.inner.dir.clone());
+        blocking(move || {
+            for (name, _) in backend.list_files()? {
+                backend.remove_file(&name)?;
+            }
+            remove_dir(&dir)
+        })
+        .await?
+        .map_err(segment_error)
+    }
+
+    /// As [`wipe`](Self::wipe), for a store that cannot be opened, since its key or its password is lost.
+    ///
+    /// # Errors
+    /// [`Error::InUse`], [`Error::Io`] and those of the key's store.
+    pub async fn destroy(api: &VeilidAPI, dir: &Path) -> Result<()> {
+        let path = dir.to_owned();
+        let (lock, found) = blocking(move || prepare(&path)).await??;
+        if let Some(id) = found {
+            let secrets = Secrets::new(api, Protection::default());
+            secrets.remove(&secret_name(&id)).await?;
+            let backend = VeilidBackend::open(api, dir).await?;
+            delete_tables(&backend, &prefix(&id)).await?;
+        }
+        let path = dir.to_owned();
+        blocking(move || {
+            remove_dir(&path)?;
+            drop(lock);
+            Ok(())
+        })
+        .await?
+        .map_err(|source| Error::Io {
+            path: dir.to_owned(),
+            source,
+        })
     }
 
     /// The directory of the store.
@@ -291,76 +530,10 @@ impl VeilidStore {
     }
 
     fn check_open(&self) -> Result<()> {
-        match *self
-            .inner
-            .lock
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-        {
-            Some(_) => Ok(()),
-            None => Err(Error::Closed),
+        if self.inner.closed.load(Ordering::Relaxed) {
+            return Err(Error::Closed);
         }
-    }
-
-    /// Everything that named roots and guards reach.
-    async fn live(&self) -> Result<HashSet<Hash>> {
-        let mut roots: HashSet<Hash> = self
-            .roots("")
-            .await?
-            .into_iter()
-            .map(|(_, root)| root)
-            .collect();
-        roots.extend(
-            self.inner
-                .protected
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .keys(),
-        );
-        let mut live = HashSet::new();
-        for root in roots {
-            live.extend(walk::reachable(self, root).await?);
-        }
-        Ok(live)
-    }
-
-    async fn sizes(&self) -> Result<Vec<(Hash, u64)>> {
-        let hashes = self.list().hashes().await.map_err(Error::blobs)?;
-        let mut sizes = Vec::with_capacity(hashes.len());
-        for hash in hashes {
-            let size = match self.status(hash).await.map_err(Error::blobs)? {
-                BlobStatus::Complete { size } => size,
-                BlobStatus::Partial { .. } => self
-                    .observe(hash)
-                    .await
-                    .map_err(Error::blobs)?
-                    .total_bytes(),
-                BlobStatus::NotFound => continue,
-            };
-            sizes.push((hash, size));
-        }
-        Ok(sizes)
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        // iroh's collector keeps the file store alive until it is shut down; without this, a store that was never closed
-        // would keep its directory busy for the life of the process.
-        let open = self
-            .lock
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let (Some(lock), Ok(runtime)) = (open, tokio::runtime::Handle::try_current()) {
-            let store = self.store.clone();
-            runtime.spawn(async move {
-                if let Err(error) = store.shutdown().await {
-                    tracing::warn!(%error, "a store that was dropped could not be shut down");
-                }
-                drop(lock);
-            });
-        }
+        Ok(())
     }
 }
 
@@ -409,19 +582,40 @@ fn tag_of(name: &str) -> Result<String> {
     Ok(format!("{ROOT_PREFIX}{name}"))
 }
 
-/// What it means that the index could not be opened.
-fn opening(dir: &Path, cause: String) -> Error {
-    let path = dir.to_owned();
-    // The index has a lock of its own, which can be held by a store of this process that was dropped a moment ago.
-    if cause.contains("already open") {
-        Error::InUse { path }
-    } else {
-        Error::Damaged { path, cause }
+fn secret_name(id: &str) -> String {
+    format!("save-store-{id}")
+}
+
+fn prefix(id: &str) -> String {
+    format!("save_store_{}", &id[..16])
+}
+
+async fn delete_tables(backend: &dyn Backend, prefix: &str) -> Result<()> {
+    for name in backend.table_names() {
+        if name.starts_with(prefix) {
+            backend.delete_table(&name).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what a store made in its directory, the directory itself if nothing else is in it.
+fn remove_dir(dir: &Path) -> io::Result<()> {
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    };
+    gone(std::fs::remove_dir_all(dir.join("segments")))?;
+    gone(std::fs::remove_file(dir.join(FORMAT_FILE)))?;
+    gone(std::fs::remove_file(dir.join(LOCK_FILE)))?;
+    match gone(std::fs::remove_dir(dir)) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        result => result,
     }
 }
 
-/// Makes the directory, takes its lock and checks its format.
-fn prepare(dir: &Path) -> Result<File> {
+/// Makes the directory, takes its lock and reads its format: the id of the store, if there is one.
+fn prepare(dir: &Path) -> Result<(File, Option<String>)> {
     let io = |source: io::Error| Error::Io {
         path: dir.to_owned(),
         source,
@@ -442,52 +636,56 @@ fn prepare(dir: &Path) -> Result<File> {
         }
         Err(TryLockError::Error(source)) => return Err(io(source)),
     }
-    let format = dir.join(FORMAT_FILE);
-    match std::fs::read(&format) {
-        Ok(found) if found == FORMAT.as_bytes() => {}
-        Ok(found) => {
-            let found = String::from_utf8_lossy(found.get(..64).unwrap_or(&found))
-                .trim_end()
-                .to_owned();
-            return Err(Error::UnknownFormat {
-                path: dir.to_owned(),
-                found,
-            });
-        }
+    match std::fs::read(dir.join(FORMAT_FILE)) {
+        Ok(found) => read_format(dir, &found).map(|id| (lock, Some(id))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if dir.join(INDEX_FILE).exists() {
+            let segments = dir.join("segments");
+            let used =
+                std::fs::read_dir(&segments).is_ok_and(|mut entries| entries.next().is_some());
+            if used {
                 return Err(Error::Damaged {
                     path: dir.to_owned(),
-                    cause: "there is an index, but no format file".to_owned(),
+                    cause: "there are segments, but no format file".to_owned(),
                 });
             }
-            write_format(dir, &format).map_err(io)?;
+            Ok((lock, None))
         }
-        Err(source) => return Err(io(source)),
+        Err(source) => Err(io(source)),
     }
-    remove_orphans(&dir.join(TEMP_DIR)).map_err(io)?;
-    Ok(lock)
 }
 
-/// Removes what imports left that were dropped, or that the end of the process cut off. iroh's file store never does.
-fn remove_orphans(temp: &Path) -> io::Result<()> {
-    let entries = match std::fs::read_dir(temp) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries?,
-    };
-    for entry in entries {
-        std::fs::remove_file(entry?.path())?;
+fn read_format(dir: &Path, found: &[u8]) -> Result<String> {
+    let path = dir.to_owned();
+    let text = String::from_utf8_lossy(found.get(..128).unwrap_or(found)).into_owned();
+    let mut lines = text.lines();
+    let first = lines.next().unwrap_or_default();
+    if first == OLD_FORMAT {
+        return Err(Error::OlderFormat { path });
     }
-    Ok(())
+    let version = first
+        .strip_prefix(FORMAT)
+        .and_then(|version| version.parse::<u32>().ok());
+    let id = lines.next().unwrap_or_default();
+    match version {
+        Some(version) if version > VERSION => Err(Error::NewerFormat { path, version }),
+        Some(VERSION) if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            Ok(id.to_owned())
+        }
+        _ => Err(Error::UnknownFormat {
+            path,
+            found: text.chars().take(64).collect(),
+        }),
+    }
 }
 
 /// Renamed into place, so that a crash leaves either no format file or a whole one.
-fn write_format(dir: &Path, format: &Path) -> io::Result<()> {
+fn write_format(dir: &Path, id: &str) -> io::Result<()> {
     let new = dir.join("format.new");
     let mut file = File::create(&new)?;
-    file.write_all(FORMAT.as_bytes())?;
+    file.write_all(format!("{FORMAT}{VERSION}\n{id}\n").as_bytes())?;
     file.sync_all()?;
-    std::fs::rename(&new, format)
+    std::fs::rename(&new, dir.join(FORMAT_FILE))?;
+    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

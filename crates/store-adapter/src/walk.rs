@@ -13,56 +13,90 @@ use crate::{Error, Result};
 /// The largest hash sequence that is read, in bytes: two million links. What a repository writes stays far below.
 pub(crate) const MAX_SEQUENCE: u64 = 64 * 1024 * 1024;
 
-/// The root itself, then what it links to, then what its shards link to, each once.
-pub(crate) async fn reachable(store: &Store, root: Hash) -> Result<Vec<Hash>> {
-    let mut found = Found::default();
-    found.add(root);
-    let shards = match links(store, root).await? {
-        Some(links) => {
-            links.iter().copied().for_each(|link| found.add(link));
-            // The first link of a collection is its metadata, which is no hash sequence.
-            links.into_iter().skip(1).collect()
-        }
-        None => Vec::new(),
-    };
-    let mut walked = HashSet::new();
-    for shard in shards {
-        // Empty shards are all the same blob.
-        if walked.insert(shard)
-            && let Some(links) = links(store, shard).await?
-        {
-            links.into_iter().for_each(|link| found.add(link));
+/// What is reached, in order, each once.
+#[derive(Debug, Default)]
+pub(crate) struct Reached {
+    pub(crate) hashes: Vec<Hash>,
+    seen: HashSet<Hash>,
+    /// Sequences that are not here: what they link to is not known.
+    pub(crate) missing: Vec<Hash>,
+}
+
+impl Reached {
+    pub(crate) fn contains(&self, hash: &Hash) -> bool {
+        self.seen.contains(hash)
+    }
+
+    pub(crate) fn add(&mut self, hash: Hash) {
+        if self.seen.insert(hash) {
+            self.hashes.push(hash);
         }
     }
-    Ok(found.order)
+
+    /// The root itself, then what it links to, then what its shards link to.
+    pub(crate) async fn walk(&mut self, store: &Store, root: Hash) -> Result<()> {
+        self.add(root);
+        let Some(links) = self.links(store, root).await? else {
+            return Ok(());
+        };
+        for link in &links {
+            self.add(*link);
+        }
+        let mut walked = HashSet::new();
+        // The first link of a collection is its metadata, which is no hash sequence.
+        for shard in links.into_iter().skip(1) {
+            // Empty shards are all the same blob.
+            if walked.insert(shard)
+                && let Some(links) = self.links(store, shard).await?
+            {
+                for link in links {
+                    self.add(link);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn links(&mut self, store: &Store, hash: Hash) -> Result<Option<Vec<Hash>>> {
+        match sequence(store, hash).await? {
+            Links::Some(links) => Ok(Some(links)),
+            Links::NoSequence => Ok(None),
+            Links::Missing => {
+                self.missing.push(hash);
+                Ok(None)
+            }
+        }
+    }
+}
+
+enum Links {
+    Some(Vec<Hash>),
+    NoSequence,
+    Missing,
 }
 
 /// The links of a hash sequence; none when the blob is not here and complete, or is no hash sequence.
 pub(crate) async fn links(store: &Store, hash: Hash) -> Result<Option<Vec<Hash>>> {
+    match sequence(store, hash).await? {
+        Links::Some(links) => Ok(Some(links)),
+        Links::NoSequence | Links::Missing => Ok(None),
+    }
+}
+
+async fn sequence(store: &Store, hash: Hash) -> Result<Links> {
     let size = match store.status(hash).await.map_err(Error::blobs)? {
         BlobStatus::Complete { size } => size,
-        BlobStatus::NotFound | BlobStatus::Partial { .. } => return Ok(None),
+        BlobStatus::NotFound | BlobStatus::Partial { .. } => return Ok(Links::Missing),
     };
     if size % 32 != 0 {
-        return Ok(None);
+        return Ok(Links::NoSequence);
     }
     if size > MAX_SEQUENCE {
         return Err(Error::SequenceTooLarge { hash, size });
     }
     let bytes = store.get_bytes(hash).await.map_err(Error::blobs)?;
-    Ok(HashSeq::new(bytes).map(|seq| seq.iter().collect()))
-}
-
-#[derive(Default)]
-struct Found {
-    order: Vec<Hash>,
-    seen: HashSet<Hash>,
-}
-
-impl Found {
-    fn add(&mut self, hash: Hash) {
-        if self.seen.insert(hash) {
-            self.order.push(hash);
-        }
-    }
+    Ok(match HashSeq::new(bytes) {
+        Some(sequence) => Links::Some(sequence.iter().collect()),
+        None => Links::NoSequence,
+    })
 }

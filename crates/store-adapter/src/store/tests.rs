@@ -1,19 +1,39 @@
 //! Tests of the store, in a directory each.
 
+use super::*;
+use crate::testing::Node;
 use bytes::Bytes;
 use iroh_blobs::{
     BlobFormat,
     api::{TempTag, blobs::AddBytesOptions},
     format::collection::Collection,
 };
-use tempfile::TempDir;
 
-use super::*;
+mod faults;
 
-async fn open(dir: &TempDir) -> VeilidStore {
-    VeilidStore::load(dir.path(), StoreOptions::default())
-        .await
-        .unwrap()
+/// A disk in memory.
+#[derive(Default)]
+struct Disk {
+    memory: MemoryBackend,
+    begun: bool,
+}
+
+impl Disk {
+    async fn open(&mut self) -> VeilidStore {
+        let fresh = !std::mem::replace(&mut self.begun, true);
+        self.memory = self.memory.restart();
+        VeilidStore::over_memory(self.memory.clone(), fresh, StoreOptions::default())
+            .await
+            .unwrap()
+    }
+}
+
+async fn open(disk: &mut Disk) -> VeilidStore {
+    disk.open().await
+}
+
+fn options() -> StoreOptions {
+    StoreOptions::default().with_protection(Protection::Insecure)
 }
 
 /// Adds bytes and lets go of them, so that only roots keep them.
@@ -72,8 +92,8 @@ async fn tree(store: &VeilidStore, seed: u8) -> (TempTag, Vec<Hash>) {
 
 #[tokio::test]
 async fn a_named_root_keeps_everything_two_levels_deep() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir).await;
+    let mut disk = Disk::default();
+    let store = open(&mut disk).await;
     let (kept_tag, kept_files) = tree(&store, 1).await;
     let (lost_tag, lost_files) = tree(&store, 2).await;
     let (kept, lost) = (kept_tag.hash(), lost_tag.hash());
@@ -111,26 +131,31 @@ async fn a_named_root_keeps_everything_two_levels_deep() {
 
 #[tokio::test]
 async fn collecting_gives_disk_space_back() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir).await;
+    let node = Node::start().await;
+    let dir = node.store_dir();
+    let store = VeilidStore::open(&node.api, &dir, options()).await.unwrap();
+    let empty = store.usage().await.unwrap();
     let big = add(&store, vec![7; 4 << 20]).await;
-    let on_disk = || {
-        std::fs::read_dir(dir.path().join("data"))
-            .unwrap()
-            .map(|entry| entry.unwrap().metadata().unwrap().len())
-            .sum::<u64>()
-    };
-    assert!(on_disk() >= 4 << 20);
-    assert_eq!(store.gc().await.unwrap().removed_bytes, 4 << 20);
+    for seed in 0..100 {
+        add(&store, vec![seed; 100_000 + usize::from(seed)]).await;
+    }
+    let full = store.usage().await.unwrap();
+    assert!(full.disk_bytes > empty.disk_bytes + (13 << 20), "{full:?}");
+    let report = store.gc().await.unwrap();
+    assert_eq!(report.removed_blobs, 101);
+    assert_eq!(report.removed_bytes, (4 << 20) + 100 * 100_000 + 4950);
     assert!(!store.has(big).await.unwrap());
-    assert!(on_disk() < 64 << 10, "{} bytes are left", on_disk());
+    let left = store.usage().await.unwrap();
+    assert_eq!((left.blobs, left.bytes), (0, 0));
+    assert!(left.disk_bytes < empty.disk_bytes + (2 << 20), "{left:?}");
     store.close().await.unwrap();
+    node.stop().await;
 }
 
 #[tokio::test]
 async fn guards_and_temporary_tags_keep_what_has_no_name() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir).await;
+    let mut disk = Disk::default();
+    let store = open(&mut disk).await;
     let tagged = store
         .add_slice(b"with a temporary tag")
         .temp_tag()
@@ -151,8 +176,8 @@ async fn guards_and_temporary_tags_keep_what_has_no_name() {
 
 #[tokio::test]
 async fn roots_survive_a_restart_and_are_listed_by_prefix() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir).await;
+    let mut disk = Disk::default();
+    let store = open(&mut disk).await;
     let (root, _) = tree(&store, 4).await;
     let root = root.hash();
     for name in ["repo/b", "repo/a", "other"] {
@@ -164,7 +189,7 @@ async fn roots_survive_a_restart_and_are_listed_by_prefix() {
     assert!(matches!(store.gc().await, Err(Error::Closed)));
     store.close().await.unwrap();
 
-    let store = open(&dir).await;
+    let store = open(&mut disk).await;
     assert_eq!(store.root("other").await.unwrap(), Some(root));
     assert_eq!(store.root("absent").await.unwrap(), None);
     let roots = store.roots("repo/").await.unwrap();
@@ -178,8 +203,8 @@ async fn roots_survive_a_restart_and_are_listed_by_prefix() {
 
 #[tokio::test]
 async fn missing_children_are_listed_and_do_not_stop_a_collection() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir).await;
+    let mut disk = Disk::default();
+    let store = open(&mut disk).await;
     let absent = Hash::new(b"not here");
     let shard = collection(&store, vec![("a", absent), ("b", Hash::EMPTY)]).await;
     let root = collection(
@@ -202,8 +227,8 @@ async fn missing_children_are_listed_and_do_not_stop_a_collection() {
 
 #[tokio::test]
 async fn collections_at_once_and_dropped_ones_do_no_harm() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir).await;
+    let mut disk = Disk::default();
+    let store = open(&mut disk).await;
     let (root, _) = tree(&store, 5).await;
     store.set_root("r", root.hash()).await.unwrap();
     drop(root);
@@ -225,57 +250,121 @@ async fn collections_at_once_and_dropped_ones_do_no_harm() {
 
 #[tokio::test]
 async fn a_directory_belongs_to_one_store_at_a_time() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir).await;
-    let again = VeilidStore::load(dir.path(), StoreOptions::default()).await;
+    let node = Node::start().await;
+    let dir = node.store_dir();
+    let store = VeilidStore::open(&node.api, &dir, options()).await.unwrap();
+    let again = VeilidStore::open(&node.api, &dir, options()).await;
     assert!(matches!(again, Err(Error::InUse { .. })), "{again:?}");
     store.close().await.unwrap();
-    open(&dir).await.close().await.unwrap();
-}
-
-#[tokio::test]
-async fn damage_and_foreign_formats_are_told_apart_and_left_alone() {
-    let dir = tempfile::tempdir().unwrap();
-    open(&dir).await.close().await.unwrap();
-    let format = dir.path().join("format");
-    let index = dir.path().join("blobs.db");
-
-    std::fs::write(&format, "save-store sealed 2\n").unwrap();
-    match VeilidStore::load(dir.path(), StoreOptions::default()).await {
-        Err(Error::UnknownFormat { found, .. }) => assert_eq!(found, "save-store sealed 2"),
-        other => panic!("{other:?}"),
-    }
-    std::fs::remove_file(&format).unwrap();
-    let missing = VeilidStore::load(dir.path(), StoreOptions::default()).await;
-    assert!(matches!(missing, Err(Error::Damaged { .. })), "{missing:?}");
-
-    std::fs::write(&format, FORMAT).unwrap();
-    let junk = b"this is no index".repeat(1000);
-    std::fs::write(&index, &junk).unwrap();
-    let damaged = VeilidStore::load(dir.path(), StoreOptions::default()).await;
-    assert!(matches!(damaged, Err(Error::Damaged { .. })), "{damaged:?}");
-    assert_eq!(
-        std::fs::read(&index).unwrap(),
-        junk,
-        "a damaged index must not be touched"
-    );
-}
-
-#[tokio::test]
-async fn what_a_dropped_import_left_goes_at_the_next_opening() {
-    let dir = tempfile::tempdir().unwrap();
-    open(&dir).await.close().await.unwrap();
-    let orphan = dir.path().join(TEMP_DIR).join("0123.temp");
-    std::fs::write(&orphan, "half of a blob").unwrap();
-    let store = open(&dir).await;
-    assert!(!orphan.exists());
+    let store = VeilidStore::open(&node.api, &dir, options()).await.unwrap();
     store.close().await.unwrap();
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn foreign_formats_are_told_apart_and_left_alone() {
+    let node = Node::start().await;
+    let dir = node.store_dir();
+    let store = VeilidStore::open(&node.api, &dir, options()).await.unwrap();
+    let kept = store.add_slice(b"kept").await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    let format = dir.join(FORMAT_FILE);
+    let good = std::fs::read(&format).unwrap();
+    let open = || VeilidStore::open(&node.api, &dir, options());
+
+    std::fs::write(&format, "save-store 3\nwhatever\n").unwrap();
+    let newer = open().await;
+    assert!(
+        matches!(newer, Err(Error::NewerFormat { version: 3, .. })),
+        "{newer:?}"
+    );
+    std::fs::write(&format, "save-store files 1\n").unwrap();
+    let older = open().await;
+    assert!(matches!(older, Err(Error::OlderFormat { .. })), "{older:?}");
+    std::fs::write(&format, "something else").unwrap();
+    let unknown = open().await;
+    assert!(
+        matches!(unknown, Err(Error::UnknownFormat { .. })),
+        "{unknown:?}"
+    );
+    std::fs::write(&format, "save-store 2\n0123456789abcdef0123456789abcdef\n").unwrap();
+    let lost = open().await;
+    assert!(matches!(lost, Err(Error::KeyLost)), "{lost:?}");
+    std::fs::remove_file(&format).unwrap();
+    std::fs::write(dir.join("segments/00"), "x").unwrap();
+    let damaged = open().await;
+    assert!(matches!(damaged, Err(Error::Damaged { .. })), "{damaged:?}");
+    std::fs::remove_file(dir.join("segments/00")).unwrap();
+
+    std::fs::write(&format, good).unwrap();
+    let store = open().await.unwrap();
+    assert_eq!(store.get_bytes(kept.hash).await.unwrap(), "kept");
+    store.close().await.unwrap();
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn what_nothing_claims_goes_at_the_next_opening() {
+    let mut disk = Disk::default();
+    let store = open(&mut disk).await;
+    let big = store.add_bytes(vec![1; 1 << 20]).await.unwrap();
+    store.close().await.unwrap();
+    disk.memory.restart().create_file("0123").unwrap();
+    assert_eq!(disk.memory.restart().list_files().unwrap().len(), 2);
+    let store = open(&mut disk).await;
+    assert_eq!(disk.memory.list_files().unwrap().len(), 1);
+    assert_eq!(store.get_bytes(big.hash).await.unwrap(), vec![1; 1 << 20]);
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_new_key_changes_nothing_but_the_key() {
+    let node = Node::start().await;
+    let dir = node.store_dir();
+    let password = |text: &str| Protection::Password(text.to_owned().into());
+    let with = |protection| StoreOptions::default().with_protection(protection);
+    let store = VeilidStore::open(&node.api, &dir, with(password("first")))
+        .await
+        .unwrap();
+    let small = store.add_slice(b"small").await.unwrap().hash;
+    let big = store.add_bytes(vec![9; 1 << 20]).await.unwrap().hash;
+    store.set_root("r", small).await.unwrap();
+    store.erase().await.unwrap();
+    let more = store.add_slice(b"more").await.unwrap().hash;
+    store.rekey(password("second")).await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+
+    let wrong = VeilidStore::open(&node.api, &dir, with(password("first"))).await;
+    assert!(matches!(wrong, Err(Error::WrongKey)), "{wrong:?}");
+    let none = VeilidStore::open(&node.api, &dir, options()).await;
+    assert!(matches!(none, Err(Error::PasswordRequired)), "{none:?}");
+    let store = VeilidStore::open(&node.api, &dir, with(password("second")))
+        .await
+        .unwrap();
+    assert_eq!(store.get_bytes(small).await.unwrap(), "small");
+    assert_eq!(store.get_bytes(more).await.unwrap(), "more");
+    assert_eq!(store.get_bytes(big).await.unwrap(), vec![9; 1 << 20]);
+    assert_eq!(store.root("r").await.unwrap(), Some(small));
+    assert_eq!(store.usage().await.unwrap().blobs, 3);
+    assert!(store.verify(|_| {}).await.unwrap().damaged.is_empty());
+
+    store.wipe().await.unwrap();
+    assert!(!dir.exists());
+    let store = VeilidStore::open(&node.api, &dir, options()).await.unwrap();
+    assert!(!store.has(small).await.unwrap());
+    store.close().await.unwrap();
+    drop(store);
+    VeilidStore::destroy(&node.api, &dir).await.unwrap();
+    assert!(!dir.exists());
+    node.stop().await;
 }
 
 #[tokio::test]
 async fn names_of_roots_are_bounded() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir).await;
+    let mut disk = Disk::default();
+    let store = open(&mut disk).await;
     let root = Hash::EMPTY;
     assert!(matches!(
         store.set_root("", root).await,

@@ -22,9 +22,7 @@ use store_adapter::VeilidStore;
 use crate::{
     DIR,
     facts::{Facts, Value, Word},
-    support::{
-        Node, ROW, Random, chunks, import_ranges, noise, options, whole_groups,
-    },
+    support::{Node, ROW, Random, chunks, import_ranges, noise, options, whole_groups},
 };
 
 /// The seed of what this process does.
@@ -113,7 +111,10 @@ async fn check(store: &VeilidStore, dir: &Path, facts: &Facts) -> BTreeMap<Strin
         }
     }
     let on_disk = std::fs::read_dir(dir.join("segments")).unwrap().count();
-    assert_eq!(on_disk, files, "files in the directory, and files that are known");
+    assert_eq!(
+        on_disk, files,
+        "files in the directory, and files that are known"
+    );
     let usage = store.usage().await.unwrap();
     assert_eq!((usage.blobs, usage.bytes), (listed.len() as u64, bytes));
 
@@ -135,10 +136,17 @@ async fn check(store: &VeilidStore, dir: &Path, facts: &Facts) -> BTreeMap<Strin
     for name in names {
         let value: Value = tags.get(name).copied();
         let possible = facts.tags.get(name).cloned().unwrap_or_default();
-        assert!(possible.contains(&value), "{name} is {value:?}, not {possible:?}");
+        assert!(
+            possible.contains(&value),
+            "{name} is {value:?}, not {possible:?}"
+        );
         tell(Word::Set(name.clone(), value));
     }
-    for seed in facts.kept.iter().chain(tags.values().filter(|seed| facts.added.contains(*seed))) {
+    for seed in facts
+        .kept
+        .iter()
+        .chain(tags.values().filter(|seed| facts.added.contains(*seed)))
+    {
         let hash = Hash::new(blob(*seed));
         assert!(store.has(hash).await.unwrap(), "blob {seed} is lost");
     }
@@ -150,7 +158,10 @@ async fn check(store: &VeilidStore, dir: &Path, facts: &Facts) -> BTreeMap<Strin
         let here = store.observe(Hash::new(&data)).await.unwrap().ranges;
         for (from, to) in parts {
             let part = ChunkRanges::chunks(*from..*to);
-            assert!(part.is_subset(&here), "chunks {from} to {to} of blob {seed} are lost");
+            assert!(
+                part.is_subset(&here),
+                "chunks {from} to {to} of blob {seed} are lost"
+            );
         }
     }
     for hash in &facts.gone {

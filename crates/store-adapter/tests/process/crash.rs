@@ -51,13 +51,19 @@ pub(crate) fn run() {
             }
             words.push(word);
         }
-        assert!(ready, "after kill {round} a check failed; the facts were {facts:#?}");
+        assert!(
+            ready,
+            "after kill {round} a check failed; the facts were {facts:#?}"
+        );
         let life = LIFE.start + random.below(LIFE.end - LIFE.start);
         std::thread::sleep(Duration::from_millis(life));
         child.kill().unwrap();
         words.extend(lines.map(|line| Word::parse(&line.unwrap()).unwrap()));
         let ended = child.wait().unwrap();
-        assert!(ended.signal().is_some(), "in round {round} it ended by itself: {ended}");
+        assert!(
+            ended.signal().is_some(),
+            "in round {round} it ended by itself: {ended}"
+        );
         told += words.len();
         words.into_iter().for_each(|word| facts.learn(word));
         facts.settle();

@@ -2,7 +2,11 @@
 
 use std::{env, path::PathBuf, process::Command};
 
-use iroh_blobs::{Hash, api::blobs::BlobStatus, protocol::{ChunkRanges, ChunkRangesExt}};
+use iroh_blobs::{
+    Hash,
+    api::blobs::BlobStatus,
+    protocol::{ChunkRanges, ChunkRangesExt},
+};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use store_adapter::VeilidStore;
 
@@ -40,18 +44,28 @@ pub(crate) fn child() {
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let node = Node::start(&dir.join("node"), "full").await;
         let store_dir = dir.join("store");
-        let store = VeilidStore::open(&node.api, &store_dir, options()).await.unwrap();
+        let store = VeilidStore::open(&node.api, &store_dir, options())
+            .await
+            .unwrap();
         let (small, large) = (noise(1, 5000), noise(2, 2_000_000));
         for data in [&small, &large] {
             let name = Hash::new(data).to_string();
-            store.add_bytes(data.clone()).with_named_tag(name).await.unwrap();
+            store
+                .add_bytes(data.clone())
+                .with_named_tag(name)
+                .await
+                .unwrap();
         }
         limit(Some(LIMIT));
 
         // A file that grows too large, imported and fetched.
         let too_large = noise(3, 6_000_000);
         let hash = Hash::new(&too_large);
-        store.add_bytes(too_large.clone()).temp_tag().await.unwrap_err();
+        store
+            .add_bytes(too_large.clone())
+            .temp_tag()
+            .await
+            .unwrap_err();
         assert_eq!(store.status(hash).await.unwrap(), BlobStatus::NotFound);
         let (_, bao) = crate::support::encoded(&too_large, &ChunkRanges::all()).await;
         store
@@ -97,7 +111,9 @@ pub(crate) fn child() {
         import_ranges(&store, &too_large, &ChunkRanges::all()).await;
         assert_holds(&store, hash, &too_large).await;
         store.close().await.unwrap();
-        let store = VeilidStore::open(&node.api, &store_dir, options()).await.unwrap();
+        let store = VeilidStore::open(&node.api, &store_dir, options())
+            .await
+            .unwrap();
         for data in [&small, &large] {
             assert_holds(&store, Hash::new(data), data).await;
         }

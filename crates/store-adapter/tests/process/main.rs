@@ -22,11 +22,16 @@ fn main() {
         Ok("full") => return full::child(),
         _ => {}
     }
-    let scenarios: [(&str, fn()); 2] = [("killed_at_any_moment", crash::run), ("full_disk", full::run)];
+    let scenarios: [(&str, fn()); 2] = [
+        ("killed_at_any_moment", crash::run),
+        ("full_disk", full::run),
+    ];
     // What `cargo test` passes on to every test program.
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.iter().any(|argument| argument == "--list") {
-        scenarios.iter().for_each(|(name, _)| println!("{name}: test"));
+        scenarios
+            .iter()
+            .for_each(|(name, _)| println!("{name}: test"));
         return;
     }
     let filters: Vec<&String> = arguments

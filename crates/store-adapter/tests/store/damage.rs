@@ -188,11 +188,23 @@ async fn files_that_are_cut_gone_or_swapped_are_found() {
             let bytes = fs::read(&file).unwrap();
             fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
         };
-        damage(&place, &blobs, cut, verify).await.close().await.unwrap();
+        damage(&place, &blobs, cut, verify)
+            .await
+            .close()
+            .await
+            .unwrap();
         let gone = || fs::remove_file(&segments(&place)[1]).unwrap();
-        damage(&place, &blobs, gone, verify).await.close().await.unwrap();
+        damage(&place, &blobs, gone, verify)
+            .await
+            .close()
+            .await
+            .unwrap();
         let empty = || fs::write(&segments(&place)[2], []).unwrap();
-        damage(&place, &blobs, empty, verify).await.close().await.unwrap();
+        damage(&place, &blobs, empty, verify)
+            .await
+            .close()
+            .await
+            .unwrap();
         // Two pieces of one file change places; each is sealed for its own.
         let swapped = || {
             let file = segments(&place).remove(3);
@@ -202,7 +214,11 @@ async fn files_that_are_cut_gone_or_swapped_are_found() {
             first.swap_with_slice(&mut rest[..sealed]);
             fs::write(&file, bytes).unwrap();
         };
-        damage(&place, &blobs, swapped, verify).await.close().await.unwrap();
+        damage(&place, &blobs, swapped, verify)
+            .await
+            .close()
+            .await
+            .unwrap();
     }
     // Two files under each other's names.
     let files = segments(&place);
@@ -303,7 +319,10 @@ async fn a_flipped_bit_in_a_table_never_gives_wrong_bytes() {
             Err(error) => panic!("{error:?}"),
         }
     }
-    assert!(lost > 0, "{refused} refused, {lost} lost, {unharmed} unharmed");
+    assert!(
+        lost > 0,
+        "{refused} refused, {lost} lost, {unharmed} unharmed"
+    );
     place.end().await;
 }
 

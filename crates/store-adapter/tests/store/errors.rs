@@ -9,7 +9,7 @@ use iroh_blobs::{
 };
 use store_adapter::VeilidStore;
 
-use crate::support::{chunks, import_ranges, kind_of, noise, on_each_backend};
+use crate::support::{chunks, import_ranges, kind_of, noise};
 
 on_each_backend!(
     a_blob_that_is_not_there_is_not_found,

@@ -16,7 +16,7 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use store_adapter::VeilidStore;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
-use crate::support::{GROUP, SIZES, chunks, mem_with, noise, on_each_backend, telling_ranges};
+use crate::support::{GROUP, SIZES, chunks, mem_with, noise, telling_ranges};
 
 on_each_backend!(
     every_size_is_exported_as_by_iroh,

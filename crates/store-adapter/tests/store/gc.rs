@@ -12,7 +12,7 @@ use iroh_blobs::{
 };
 use store_adapter::VeilidStore;
 
-use crate::support::{assert_holds, import_ranges, noise, on_each_backend};
+use crate::support::{assert_holds, import_ranges, noise};
 
 on_each_backend!(
     tags_keep_what_they_name,

@@ -14,9 +14,7 @@ use iroh_blobs::{
 };
 use store_adapter::VeilidStore;
 
-use crate::support::{
-    GROUP, SIZES, assert_holds, encoded, kind_of, noise, on_each_backend, telling_ranges,
-};
+use crate::support::{GROUP, SIZES, assert_holds, encoded, kind_of, noise, telling_ranges};
 
 on_each_backend!(
     every_way_in_gives_the_same_blob,

@@ -11,7 +11,7 @@ use iroh_blobs::{
 };
 use store_adapter::{Error, VeilidStore};
 
-use crate::support::{Place, assert_holds, encoded, noise, on_each_backend};
+use crate::support::{Place, assert_holds, encoded, noise};
 
 on_each_backend!(
     clones_are_one_store,

@@ -18,8 +18,7 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use store_adapter::VeilidStore;
 
 use crate::support::{
-    GROUP, Place, ROW, assert_holds, chunks, encoded, import_ranges, mem_with, noise,
-    on_each_backend, whole_groups,
+    GROUP, Place, ROW, assert_holds, chunks, encoded, import_ranges, mem_with, noise, whole_groups,
 };
 
 on_each_backend!(

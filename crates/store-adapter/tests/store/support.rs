@@ -16,7 +16,7 @@ use iroh_blobs::{
     protocol::{ChunkRanges, ChunkRangesExt},
     store::mem::MemStore,
 };
-use store_adapter::{StoreOptions, VeilidStore};
+use store_adapter::{Protection, StoreOptions, VeilidStore};
 use tempfile::TempDir;
 use veilid_core::{VeilidAPI, VeilidConfig, api_startup};
 
@@ -48,6 +48,8 @@ pub(crate) const SIZES: [usize; 15] = [
 pub(crate) enum Backend {
     /// Tables and secrets of a Veilid node, and files.
     Veilid,
+    /// The same in memory.
+    Memory,
 }
 
 /// A Veilid node that is never attached to a network.
@@ -76,7 +78,8 @@ impl Node {
 
 /// How the stores of these tests are opened.
 pub(crate) fn options() -> StoreOptions {
-    StoreOptions::default()
+    // The node's protected store is a plain file, and the secrets of tests are worth nothing.
+    StoreOptions::default().with_protection(Protection::Insecure)
 }
 
 /// A place for one store.
@@ -92,6 +95,7 @@ impl Place {
         let namespace = format!("n{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let node = match backend {
             Backend::Veilid => Some(Node::start(&dir.path().join("node"), &namespace).await),
+            Backend::Memory => None,
         };
         Self {
             dir,
@@ -118,8 +122,10 @@ impl Place {
     }
 
     pub(crate) async fn try_open_at(&self, dir: &Path) -> store_adapter::Result<VeilidStore> {
-        let node = self.node.as_ref().unwrap();
-        VeilidStore::open(&node.api, dir, options()).await
+        match &self.node {
+            Some(node) => VeilidStore::open(&node.api, dir, options()).await,
+            None => VeilidStore::in_memory(options()).await,
+        }
     }
 
     pub(crate) async fn open_at(&self, dir: &Path) -> VeilidStore {
@@ -167,25 +173,6 @@ impl Place {
         self.stop_node().await;
     }
 }
-
-/// Makes each of the named functions a test on every backend. They get an open store, which is closed after them.
-macro_rules! on_each_backend {
-    ($($test:ident),* $(,)?) => {
-        mod veilid {
-            $(
-                #[tokio::test(flavor = "multi_thread")]
-                async fn $test() {
-                    let place = crate::support::Place::veilid().await;
-                    let store = place.open().await;
-                    super::$test(store.clone()).await;
-                    store.close().await.unwrap();
-                    place.end().await;
-                }
-            )*
-        }
-    };
-}
-pub(crate) use on_each_backend;
 
 /// A sequence of numbers that looks random (splitmix64) and is the same for the same seed.
 pub(crate) struct Random(u64);

@@ -14,7 +14,7 @@ use iroh_blobs::{
 use proptest::{prelude::*, test_runner::TestRunner};
 use store_adapter::VeilidStore;
 
-use crate::support::{Kind, Place, noise, on_each_backend};
+use crate::support::{Kind, Place, noise};
 
 on_each_backend!(
     tags_do_what_irohs_store_does,

@@ -17,9 +17,7 @@ use store_adapter::VeilidStore;
 
 use crate::{
     streams::{connect, get_from, get_until},
-    support::{
-        GROUP, Place, ROW, SIZES, assert_holds, chunks, import_ranges, noise, on_each_backend,
-    },
+    support::{GROUP, Place, ROW, SIZES, assert_holds, chunks, import_ranges, noise},
 };
 
 on_each_backend!(

@@ -7,7 +7,7 @@ mod work;
 use std::{ops::Deref, path::Path, sync::Arc};
 
 use iroh_blobs::{api::Store, store::fs::FsStore};
-use store_adapter::{StoreOptions, VeilidStore};
+use store_adapter::{Protection, StoreOptions, VeilidStore};
 use tempfile::TempDir;
 use veilid_core::{VeilidAPI, VeilidConfig, api_startup};
 
@@ -189,7 +189,7 @@ impl Opened {
 
     async fn remove(self) -> Result<()> {
         match self.store {
-            Either::Ours(store) => store.close().await?,
+            Either::Ours(store) => store.wipe().await?,
             Either::Files(store) => store.shutdown().await?,
         }
         self.dir.close()?;
@@ -226,7 +226,8 @@ impl Node {
     }
 
     async fn open(&self, dir: &Path) -> Result<VeilidStore> {
-        Ok(VeilidStore::open(&self.api, dir, StoreOptions::default()).await?)
+        let options = StoreOptions::default().with_protection(Protection::Insecure);
+        Ok(VeilidStore::open(&self.api, dir, options).await?)
     }
 
     async fn stop(self) {

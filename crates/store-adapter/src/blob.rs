@@ -1,0 +1,243 @@
+//! One blob in memory: what is known of it, and what of a partial one is not written down yet.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use bao_tree::{ChunkNum, ChunkRanges};
+use bytes::Bytes;
+use iroh_blobs::{
+    Hash,
+    api::{blobs::BlobStatus, proto::Bitfield},
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, watch};
+
+use crate::{
+    backend::SegmentFile,
+    index::Entry,
+    seal::{SEGMENT, segment_len},
+    tree::{Page, PageId, Pair, place},
+};
+
+const CHUNK: usize = 1024;
+
+/// What readers and observers see.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct View {
+    pub(crate) loaded: bool,
+    pub(crate) entry: Option<Arc<Entry>>,
+    pub(crate) bitfield: Bitfield,
+}
+
+impl View {
+    pub(crate) fn status(&self) -> BlobStatus {
+        match &self.entry {
+            None => BlobStatus::NotFound,
+            Some(entry) if entry.complete => BlobStatus::Complete { size: entry.size },
+            Some(_) => BlobStatus::Partial {
+                size: self.bitfield.validated_size(),
+            },
+        }
+    }
+
+    pub(crate) fn complete(&self) -> Option<&Arc<Entry>> {
+        self.entry.as_ref().filter(|entry| entry.complete)
+    }
+}
+
+/// A blob that somebody does something with. All who do, share it.
+#[derive(Debug)]
+pub(crate) struct Blob {
+    pub(crate) hash: Hash,
+    pub(crate) view: watch::Sender<View>,
+    /// Held by whoever changes the blob.
+    pub(crate) work: Mutex<Work>,
+}
+
+impl Blob {
+    pub(crate) fn new(hash: Hash) -> Self {
+        Self {
+            hash,
+            view: watch::Sender::new(View::default()),
+            work: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    pub(crate) partial: Option<Partial>,
+    /// What the store's totals say of this blob: its bytes, if the index has it.
+    pub(crate) counted: Option<u64>,
+    /// Bytes that came since the last time that everything was written down.
+    pub(crate) unwritten: u64,
+}
+
+/// The bytes of a blob that is not complete.
+#[derive(Debug)]
+pub(crate) enum Partial {
+    Small(SmallPartial),
+    File(FilePartial),
+}
+
+/// Kept in memory as a whole while somebody works on it, and in one row otherwise.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+pub(crate) struct SmallPartial {
+    pub(crate) bitfield: Bitfield,
+    pub(crate) data: Vec<u8>,
+    pairs: BTreeMap<u64, (Vec<u8>, Vec<u8>)>,
+}
+
+impl SmallPartial {
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) {
+        // Small blobs only.
+        let start = offset as usize;
+        let end = start + data.len();
+        if self.data.len() < end {
+            self.data.resize(end, 0);
+        }
+        self.data[start..end].copy_from_slice(data);
+    }
+
+    pub(crate) fn set_pair(&mut self, index: u64, pair: &Pair) {
+        self.pairs
+            .insert(index, (pair[..32].to_vec(), pair[32..].to_vec()));
+    }
+
+    pub(crate) fn pairs(&self) -> HashMap<u64, Pair> {
+        let mut pairs = HashMap::new();
+        for (index, (left, right)) in &self.pairs {
+            let mut pair = [0; 64];
+            if left.len() == 32 && right.len() == 32 {
+                pair[..32].copy_from_slice(left);
+                pair[32..].copy_from_slice(right);
+                pairs.insert(*index, pair);
+            }
+        }
+        pairs
+    }
+}
+
+/// Part of a group: it goes to the file once the group is whole, so that no segment is ever written over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Fragment {
+    /// Which chunks are there, the first in the lowest bit.
+    have: u16,
+    pub(crate) data: Vec<u8>,
+}
+
+/// What of a partial blob lies in its state row.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct StoredState {
+    pub(crate) bitfield: Bitfield,
+    pub(crate) fragments: BTreeMap<u64, Fragment>,
+}
+
+#[derive(Debug)]
+pub(crate) struct FilePartial {
+    pub(crate) file: Arc<dyn SegmentFile>,
+    /// Pages that changed since everything was written down last.
+    pub(crate) pages: HashMap<PageId, Page>,
+    pub(crate) fragments: BTreeMap<u64, Fragment>,
+}
+
+impl FilePartial {
+    pub(crate) fn new(file: Arc<dyn SegmentFile>) -> Self {
+        Self {
+            file,
+            pages: HashMap::new(),
+            fragments: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn pair(&self, index: u64) -> Option<Pair> {
+        let (page, slot) = place(index);
+        self.pages.get(&page)?.get(slot)
+    }
+
+    /// Takes a verified piece; gives the groups that are whole now.
+    pub(crate) fn take(&mut self, size: u64, offset: u64, data: &Bytes) -> Vec<(u64, Bytes)> {
+        let mut whole = Vec::new();
+        let mut at = 0;
+        while at < data.len() {
+            let position = offset + at as u64;
+            let group = position / SEGMENT as u64;
+            // Less than a group.
+            let inside = (position % SEGMENT as u64) as usize;
+            let len = (SEGMENT - inside).min(data.len() - at);
+            let piece = data.slice(at..at + len);
+            at += len;
+            let group_len = segment_len(group, size);
+            if inside == 0 && len == group_len {
+                self.fragments.remove(&group);
+                whole.push((group, piece));
+                continue;
+            }
+            let fragment = self.fragments.entry(group).or_insert_with(|| Fragment {
+                have: 0,
+                data: vec![0; group_len],
+            });
+            let end = inside + len;
+            if fragment.data.len() < end {
+                fragment.data.resize(end, 0);
+            }
+            fragment.data[inside..end].copy_from_slice(&piece);
+            for chunk in inside / CHUNK..end.div_ceil(CHUNK) {
+                fragment.have |= 1 << chunk;
+            }
+            let chunks = group_len.div_ceil(CHUNK);
+            let all = u16::MAX >> (16 - chunks.clamp(1, 16));
+            if fragment.have & all == all
+                && let Some(fragment) = self.fragments.remove(&group)
+            {
+                whole.push((group, fragment.data.into()));
+            }
+        }
+        whole
+    }
+}
+
+/// The chunks of a leaf.
+pub(crate) fn chunks_of(offset: u64, len: usize) -> ChunkRanges {
+    let end = ChunkNum::chunks(offset + len as u64);
+    ChunkRanges::from(ChunkNum::full_chunks(offset)..end)
+}
+
+/// The chunks of some groups.
+pub(crate) fn chunks_of_groups(start: u64, end: u64) -> ChunkRanges {
+    let chunk = |group: u64| ChunkNum(group.saturating_mul((SEGMENT / CHUNK) as u64));
+    ChunkRanges::from(chunk(start)..chunk(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Backend, memory::MemoryBackend};
+
+    #[test]
+    fn pieces_of_a_group_are_kept_until_it_is_whole() {
+        let mut partial = FilePartial::new(MemoryBackend::default().create_file("a").unwrap());
+        let size = 2 * SEGMENT as u64 + 1500;
+        let whole = Bytes::from(vec![1; SEGMENT]);
+        assert_eq!(partial.take(size, 0, &whole), vec![(0, whole.clone())]);
+        let tail = Bytes::from(vec![2; 476]);
+        assert!(
+            partial
+                .take(size, 2 * SEGMENT as u64 + 1024, &tail)
+                .is_empty()
+        );
+        assert_eq!(partial.fragments.len(), 1);
+        let head = Bytes::from(vec![3; 1024]);
+        let got = partial.take(size, 2 * SEGMENT as u64, &head);
+        assert_eq!(got.len(), 1);
+        assert_eq!((got[0].0, got[0].1.len()), (2, 1500));
+        assert_eq!((got[0].1[0], got[0].1[1499]), (3, 2));
+        assert!(partial.fragments.is_empty());
+    }
+}

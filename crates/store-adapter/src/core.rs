@@ -1,0 +1,537 @@
+//! What all commands work on: the blobs in memory, the tables, the files, the caches.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    io,
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use bao_tree::ChunkRanges;
+use bytes::Bytes;
+use iroh_blobs::{Hash, api::proto::Bitfield};
+use lru::LruCache;
+use tokio::sync::Semaphore;
+
+use crate::{
+    Error, Result,
+    backend::{Backend, Op, SegmentFile},
+    blob::{Blob, FilePartial, Partial, SmallPartial, StoredState, View, Work, chunks_of_groups},
+    index::{Change, Entry, Id, Index, Place, Tags},
+    seal::{self, Kind},
+    tables::{PAGES, Request, Tables},
+    tree::{self, Page, PageId, Pair},
+};
+
+/// A blob of at most this size is one row of a pack.
+pub(crate) const SMALL: u64 = 256 * 1024;
+/// Blobs that stay in memory after use: their index entries alone.
+const KEPT_BLOBS: usize = 8192;
+/// Files that stay open after use.
+const KEPT_FILES: usize = 64;
+/// Pages of hash trees in memory, 64 KiB at most each.
+const KEPT_PAGES: usize = 96;
+/// Groups that all exports together may read ahead.
+const AHEAD: usize = 512;
+
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) tables: Arc<Tables>,
+    blobs: Mutex<Blobs>,
+    files: Mutex<LruCache<Id, Arc<dyn SegmentFile>>>,
+    pages: Mutex<LruCache<(Id, PageId), Arc<Page>>>,
+    pub(crate) ahead: Arc<Semaphore>,
+    /// Read when they are asked for first.
+    pub(crate) tags: tokio::sync::Mutex<Option<Tags>>,
+    /// What came in since the last garbage collection began.
+    pub(crate) fresh: Mutex<HashSet<Hash>>,
+    /// Blobs whose rows are being written before the index claims them.
+    pub(crate) importing: Mutex<HashSet<Id>>,
+    /// Blobs that were complete and got damaged. What they link to cannot be told, so it is not collected.
+    pub(crate) lost: Mutex<BTreeSet<[u8; 32]>>,
+}
+
+#[derive(Debug)]
+struct Blobs {
+    all: HashMap<Hash, Weak<Blob>>,
+    kept: LruCache<Hash, Arc<Blob>>,
+}
+
+fn cache<K: std::hash::Hash + Eq, V>(len: usize) -> LruCache<K, V> {
+    LruCache::new(NonZeroUsize::new(len).unwrap_or(NonZeroUsize::MIN))
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Does something on a thread that may block.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| Error::Closed)
+}
+
+/// The key of a row of the pages table.
+pub(crate) fn page_row(id: &Id, page: PageId) -> Bytes {
+    let mut row = Vec::with_capacity(26);
+    row.extend_from_slice(id);
+    row.extend_from_slice(&[b'p', page.level]);
+    row.extend_from_slice(&page.number.to_be_bytes());
+    row.into()
+}
+
+/// The key of the row with a partial blob's state.
+pub(crate) fn state_row(id: &Id) -> Bytes {
+    let mut row = Vec::with_capacity(17);
+    row.extend_from_slice(id);
+    row.push(b's');
+    row.into()
+}
+
+impl Core {
+    pub(crate) fn new(
+        backend: Arc<dyn Backend>,
+        tables: Arc<Tables>,
+        lost: BTreeSet<[u8; 32]>,
+    ) -> Self {
+        Self {
+            backend,
+            tables,
+            blobs: Mutex::new(Blobs {
+                all: HashMap::new(),
+                kept: cache(KEPT_BLOBS),
+            }),
+            files: Mutex::new(cache(KEPT_FILES)),
+            pages: Mutex::new(cache(KEPT_PAGES)),
+            ahead: Arc::new(Semaphore::new(AHEAD)),
+            tags: tokio::sync::Mutex::default(),
+            fresh: Mutex::default(),
+            importing: Mutex::default(),
+            lost: Mutex::new(lost),
+        }
+    }
+
+    /// The blob, shared with all who use it at the moment.
+    pub(crate) fn blob(&self, hash: Hash) -> Arc<Blob> {
+        let mut blobs = lock(&self.blobs);
+        if let Some(blob) = blobs.kept.get(&hash) {
+            return blob.clone();
+        }
+        let blob = match blobs.all.get(&hash).and_then(Weak::upgrade) {
+            Some(blob) => blob,
+            None => {
+                if blobs.all.len() > 2 * KEPT_BLOBS {
+                    blobs.all.retain(|_, blob| blob.strong_count() > 0);
+                }
+                let blob = Arc::new(Blob::new(hash));
+                blobs.all.insert(hash, Arc::downgrade(&blob));
+                blob
+            }
+        };
+        blobs.kept.put(hash, blob.clone());
+        blob
+    }
+
+    /// All blobs that somebody holds.
+    pub(crate) fn held(&self) -> Vec<Arc<Blob>> {
+        lock(&self.blobs)
+            .all
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+
+    /// Lets go of everything that is only kept for the next time.
+    pub(crate) fn forget_caches(&self) {
+        lock(&self.blobs).kept.clear();
+        lock(&self.files).clear();
+        lock(&self.pages).clear();
+    }
+
+    /// What is known of a blob.
+    pub(crate) async fn view(&self, blob: &Blob) -> Result<View> {
+        let view = blob.view();
+        if view.loaded {
+            return Ok(view);
+        }
+        let mut work = blob.work.lock().await;
+        self.load(blob, &mut work).await
+    }
+
+    /// As [`view`](Self::view), for whoever holds the work.
+    pub(crate) async fn load(&self, blob: &Blob, work: &mut Work) -> Result<View> {
+        let view = blob.view();
+        if view.loaded {
+            return Ok(view);
+        }
+        let entry = self.tables.read().await?.index.entry(&blob.hash).await?;
+        let mut view = View {
+            loaded: true,
+            ..View::default()
+        };
+        if let Some(entry) = entry {
+            let entry = Arc::new(entry);
+            if entry.complete {
+                view.bitfield = Bitfield::complete(entry.size);
+                work.counted = Some(entry.size);
+                view.entry = Some(entry);
+            } else if let Some((partial, bitfield)) = self.load_partial(&entry).await? {
+                work.counted = Some(bitfield.total_bytes());
+                work.partial = Some(partial);
+                view.bitfield = bitfield;
+                view.entry = Some(entry);
+            } else {
+                // Its state cannot be read: it counts as missing, and is not counted any more.
+                self.tables
+                    .write(Request {
+                        blobs: -1,
+                        ..self.discard(&entry, true)
+                    })
+                    .await?;
+                self.remove_file(&entry).await;
+            }
+        }
+        blob.view.send_replace(view.clone());
+        Ok(view)
+    }
+
+    async fn load_partial(&self, entry: &Entry) -> Result<Option<(Partial, Bitfield)>> {
+        match entry.place {
+            Place::Pack(pack) => {
+                let Some(sealed) = self.tables.pack_row(pack, entry.id).await? else {
+                    return Ok(None);
+                };
+                let partial = seal::open_row(&entry.key(), Kind::State, &entry.id, &sealed)
+                    .and_then(|plain| postcard::from_bytes::<SmallPartial>(&plain).ok());
+                Ok(partial.map(|partial| {
+                    let bitfield = partial.bitfield.clone();
+                    (Partial::Small(partial), bitfield)
+                }))
+            }
+            Place::File => {
+                let row = state_row(&entry.id);
+                let Some(sealed) = self
+                    .tables
+                    .read()
+                    .await?
+                    .pages
+                    .load(PAGES, row.clone())
+                    .await?
+                else {
+                    return Ok(None);
+                };
+                let Some(state) = seal::open_row(&entry.key(), Kind::State, &row, &sealed)
+                    .and_then(|plain| postcard::from_bytes::<StoredState>(&plain).ok())
+                else {
+                    return Ok(None);
+                };
+                let Ok(file) = self.open_file(entry).await else {
+                    return Ok(None);
+                };
+                let mut partial = FilePartial::new(file);
+                partial.fragments = state.fragments;
+                Ok(Some((Partial::File(partial), state.bitfield)))
+            }
+        }
+    }
+
+    /// The file of a blob, open.
+    pub(crate) async fn open_file(&self, entry: &Entry) -> Result<Arc<dyn SegmentFile>> {
+        if let Some(file) = lock(&self.files).get(&entry.id) {
+            return Ok(file.clone());
+        }
+        let (backend, name) = (self.backend.clone(), entry.file_name());
+        let file = blocking(move || backend.open_file(&name))
+            .await?
+            .map_err(segment_error)?;
+        lock(&self.files).put(entry.id, file.clone());
+        Ok(file)
+    }
+
+    /// Makes a file for a blob.
+    pub(crate) async fn create_file(&self, entry: &Entry) -> Result<Arc<dyn SegmentFile>> {
+        let (backend, name) = (self.backend.clone(), entry.file_name());
+        blocking(move || backend.create_file(&name))
+            .await?
+            .map_err(segment_error)
+    }
+
+    /// Removes the file of a blob that is not in the index any more. If that fails, the next start does it.
+    pub(crate) async fn remove_file(&self, entry: &Entry) {
+        if entry.place != Place::File {
+            return;
+        }
+        lock(&self.files).pop(&entry.id);
+        let (backend, name) = (self.backend.clone(), entry.file_name());
+        match blocking(move || backend.remove_file(&name)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "a dead file was not removed yet"),
+            Err(_) => {}
+        }
+    }
+
+    /// What takes an entry's rows away: of the bytes alone, or of the index as well.
+    pub(crate) fn discard(&self, entry: &Entry, from_index: bool) -> Request {
+        let mut request = Request::default();
+        if from_index {
+            request.changes.push(Change::Remove(entry.clone()));
+        } else if entry.place == Place::File {
+            request.index.push(Index::remove_file_row(entry.id));
+        }
+        match entry.place {
+            Place::Pack(pack) => request.dead_rows.push((pack, entry.id)),
+            Place::File => {
+                let dead = |key| Op::Delete { column: PAGES, key };
+                let pages = tree::pages(entry.size).into_iter();
+                request
+                    .dead_pages
+                    .extend(pages.map(|page| dead(page_row(&entry.id, page))));
+                request.dead_pages.push(dead(state_row(&entry.id)));
+            }
+        }
+        request
+    }
+
+    /// A page of a tree as it was written down. `None` if it is not there or damaged.
+    pub(crate) async fn page(&self, entry: &Entry, page: PageId) -> Result<Option<Arc<Page>>> {
+        if let Some(found) = lock(&self.pages).get(&(entry.id, page)) {
+            return Ok(Some(found.clone()));
+        }
+        let row = page_row(&entry.id, page);
+        let sealed = self
+            .tables
+            .read()
+            .await?
+            .pages
+            .load(PAGES, row.clone())
+            .await?;
+        let Some(plain) =
+            sealed.and_then(|sealed| seal::open_row(&entry.key(), Kind::Page, &row, &sealed))
+        else {
+            return Ok(None);
+        };
+        let found = Arc::new(Page(plain.to_vec()));
+        self.keep_page(entry, page, found.clone());
+        Ok(Some(found))
+    }
+
+    pub(crate) fn keep_page(&self, entry: &Entry, page: PageId, content: Arc<Page>) {
+        lock(&self.pages).put((entry.id, page), content);
+    }
+
+    /// What writes a page.
+    pub(crate) fn seal_page(entry: &Entry, page: PageId, content: &Page) -> Result<Op> {
+        let row = page_row(&entry.id, page);
+        let sealed = seal::seal_row(&entry.key(), Kind::Page, &row, &content.0)?;
+        Ok(Op::Put {
+            column: PAGES,
+            key: row,
+            value: sealed.into(),
+        })
+    }
+
+    /// Whether the bytes that the index claims are there, as far as that shows without reading them all.
+    pub(crate) async fn is_there(&self, entry: &Entry) -> Result<bool> {
+        match entry.place {
+            Place::Pack(pack) => {
+                let sealed = self.tables.pack_row(pack, entry.id).await?;
+                Ok(sealed.is_some_and(|sealed| {
+                    seal::open_row(&entry.key(), Kind::Pack, &entry.id, &sealed).is_some()
+                }))
+            }
+            Place::File => {
+                for page in tree::pages(entry.size) {
+                    // The last pair of a page may be all that would be in it, and that is in another one.
+                    if tree::is_used(page, entry.size) && self.page(entry, page).await?.is_none() {
+                        return Ok(false);
+                    }
+                }
+                // Its bytes were synced before it was claimed.
+                match self.open_file(entry).await {
+                    Ok(_) => Ok(true),
+                    Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                        Ok(false)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    /// A pair of hashes of a blob with a file.
+    pub(crate) async fn pair(
+        &self,
+        blob: &Blob,
+        entry: &Entry,
+        index: u64,
+    ) -> Result<Option<Pair>> {
+        if !entry.complete {
+            let work = blob.work.lock().await;
+            if let Some(Partial::File(partial)) = &work.partial
+                && let Some(pair) = partial.pair(index)
+            {
+                return Ok(Some(pair));
+            }
+        }
+        let (page, slot) = tree::place(index);
+        Ok(self
+            .page(entry, page)
+            .await?
+            .and_then(|page| page.get(slot)))
+    }
+
+    /// Writes down that some groups of a blob are not here any more, since they cannot be read. A blob without any is gone.
+    pub(crate) async fn lose(&self, blob: &Blob, entry: &Entry, groups: (u64, u64)) -> Result<()> {
+        let mut work = blob.work.lock().await;
+        let view = self.load(blob, &mut work).await?;
+        let Some(now) = view.entry.filter(|now| now.id == entry.id) else {
+            return Ok(());
+        };
+        if now.place != entry.place || (now.complete && !entry.complete) {
+            // Moved, or completed, since it was looked at.
+            return Ok(());
+        }
+        tracing::warn!("a part of a blob is damaged and counts as missing");
+        // Before it is gone, so that no garbage collection takes what only it links to.
+        let lost = {
+            let mut lost = lock(&self.lost);
+            lost.insert(now.hash);
+            lost.clone()
+        };
+        self.tables
+            .write(Request {
+                changes: vec![Change::Lost(lost)],
+                ..Request::default()
+            })
+            .await?;
+        let ranges: ChunkRanges = &view.bitfield.ranges - &chunks_of_groups(groups.0, groups.1);
+        let left = Bitfield::new(ranges.clone(), now.size);
+        let file = match now.place {
+            Place::File if left.total_bytes() > 0 => self.open_file(&now).await.ok(),
+            _ => None,
+        };
+        let Some(file) = file else {
+            let request = Request {
+                blobs: work.counted.map_or(0, |_| -1),
+                bytes: -signed(work.counted.unwrap_or(0)),
+                ..self.discard(&now, true)
+            };
+            self.tables.write(request).await?;
+            self.remove_file(&now).await;
+            *work = Work::default();
+            blob.view.send_replace(View {
+                loaded: true,
+                ..View::default()
+            });
+            return Ok(());
+        };
+        let mut entry = (*now).clone();
+        entry.complete = false;
+        let mut partial = match work.partial.take() {
+            Some(Partial::File(partial)) => partial,
+            _ => FilePartial::new(file),
+        };
+        partial
+            .fragments
+            .retain(|group, _| *group < groups.0 || *group >= groups.1);
+        work.partial = Some(Partial::File(partial));
+        blob.view.send_replace(View {
+            loaded: true,
+            entry: Some(Arc::new(entry)),
+            bitfield: left,
+        });
+        self.write_down(blob, &mut work).await
+    }
+
+    /// Writes down what is there of a partial blob: first the bytes, then the claim.
+    pub(crate) async fn write_down(&self, blob: &Blob, work: &mut Work) -> Result<()> {
+        let view = blob.view();
+        let Some(entry) = view.entry.filter(|entry| !entry.complete) else {
+            return Ok(());
+        };
+        let here = view.bitfield.total_bytes();
+        let mut request = Request {
+            blobs: i64::from(work.counted.is_none()),
+            bytes: signed(here) - signed(work.counted.unwrap_or(0)),
+            ..Request::default()
+        };
+        match &mut work.partial {
+            None => return Ok(()),
+            Some(Partial::Small(partial)) => {
+                partial.bitfield = view.bitfield.clone();
+                let plain = postcard::to_stdvec(partial).map_err(|_| Error::Sealing)?;
+                let sealed = seal::seal_row(&entry.key(), Kind::State, &entry.id, &plain)?;
+                if let (Place::Pack(pack), Some(_)) = (entry.place, work.counted) {
+                    request.dead_rows.push((pack, entry.id));
+                }
+                request.pack = Some(((*entry).clone(), sealed.into()));
+            }
+            Some(Partial::File(partial)) => {
+                let (file, backend) = (partial.file.clone(), self.backend.clone());
+                let first = work.counted.is_none();
+                blocking(move || {
+                    file.sync()?;
+                    if first { backend.sync_files() } else { Ok(()) }
+                })
+                .await?
+                .map_err(segment_error)?;
+                for (page, content) in &partial.pages {
+                    request.pages.push(Self::seal_page(&entry, *page, content)?);
+                }
+                request.pages.push(Self::seal_state(
+                    &entry,
+                    &StoredState {
+                        bitfield: view.bitfield.clone(),
+                        fragments: partial.fragments.clone(),
+                    },
+                )?);
+                request.changes.push(Change::Put((*entry).clone()));
+            }
+        }
+        let small = request.pack.is_some();
+        let written = self.tables.write(request).await?;
+        if let (true, Some(entry)) = (small, written) {
+            blob.view
+                .send_modify(|view| view.entry = Some(Arc::new(entry)));
+        }
+        if let Some(Partial::File(partial)) = &mut work.partial {
+            for (page, content) in partial.pages.drain() {
+                self.keep_page(&entry, page, Arc::new(content));
+            }
+        }
+        work.counted = Some(here);
+        work.unwritten = 0;
+        Ok(())
+    }
+
+    fn seal_state(entry: &Entry, state: &StoredState) -> Result<Op> {
+        let row = state_row(&entry.id);
+        let plain = postcard::to_stdvec(state).map_err(|_| Error::Sealing)?;
+        let sealed = seal::seal_row(&entry.key(), Kind::State, &row, &plain)?;
+        Ok(Op::Put {
+            column: PAGES,
+            key: row,
+            value: sealed.into(),
+        })
+    }
+
+    /// What came in now is not collected by a collection that is under way.
+    pub(crate) fn freshen(&self, hash: Hash) {
+        lock(&self.fresh).insert(hash);
+    }
+}
+
+pub(crate) fn segment_error(source: io::Error) -> Error {
+    Error::Io {
+        path: "segments".into(),
+        source,
+    }
+}
+
+pub(crate) fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}

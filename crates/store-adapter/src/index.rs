@@ -1,0 +1,378 @@
+//! The index: what blobs and tags there are, each row sealed under the key of the present epoch.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use iroh_blobs::{BlobFormat, Hash, HashAndFormat, api::Tag};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use zeroize::Zeroize;
+
+use crate::{
+    Error, Result,
+    backend::{Op, Table},
+    seal::{self, Key, Kind, derive},
+};
+
+/// One row for each blob.
+const ENTRIES: u32 = 0;
+/// The ids of the blobs that have a file, as keys.
+const FILES: u32 = 1;
+const TAGS: u32 = 2;
+/// Every tag once more: a tag that got lost would cost all that it keeps.
+const TAGS_AGAIN: u32 = 3;
+const META: u32 = 4;
+/// The rows of complete blobs whose bytes may not have reached the disk itself: after a power cut the index can be ahead of other
+/// tables, so these are looked at before anybody is told that they are there.
+const RECENT: u32 = 5;
+pub(crate) const COLUMNS: u32 = 6;
+
+const META_TOTALS: &[u8] = b"totals";
+const META_PACKS: &[u8] = b"packs";
+const META_LOST: &[u8] = b"lost";
+
+/// Names the rows and the file of one blob; random, so that it says nothing about the hash.
+pub(crate) type Id = [u8; 16];
+
+/// What the store knows of a blob.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) hash: [u8; 32],
+    pub(crate) id: Id,
+    key: [u8; 32],
+    /// Of a partial blob, what the sender said.
+    pub(crate) size: u64,
+    pub(crate) place: Place,
+    pub(crate) complete: bool,
+}
+
+/// Where the bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Place {
+    /// A row of that pack.
+    Pack(u32),
+    /// A file.
+    File,
+}
+
+impl Entry {
+    /// A new blob, with an id and a key of its own.
+    pub(crate) fn new(hash: Hash, size: u64, place: Place, complete: bool) -> Result<Self> {
+        Ok(Self {
+            hash: *hash.as_bytes(),
+            id: seal::random()?,
+            key: *seal::random_key()?,
+            size,
+            place,
+            complete,
+        })
+    }
+
+    pub(crate) fn key(&self) -> Key {
+        Key::new(self.key)
+    }
+
+    pub(crate) fn hash(&self) -> Hash {
+        Hash::from_bytes(self.hash)
+    }
+
+    pub(crate) fn file_name(&self) -> String {
+        file_name(&self.id)
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.key.zeroize();
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry")
+            .field("size", &self.size)
+            .field("place", &self.place)
+            .field("complete", &self.complete)
+            .finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn file_name(id: &Id) -> String {
+    data_encoding::HEXLOWER.encode(id)
+}
+
+/// What the store holds in all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Totals {
+    pub(crate) blobs: u64,
+    /// The bytes of complete blobs, and of partial ones as far as they are here.
+    pub(crate) bytes: u64,
+    /// Whether something was removed whose key is still there.
+    pub(crate) erasable: bool,
+}
+
+/// A change of the index, not sealed yet: the key may change before it is written.
+#[derive(Debug, Clone)]
+pub(crate) enum Change {
+    Put(Entry),
+    Remove(Entry),
+    Tag(Tag, HashAndFormat),
+    Untag(Tag),
+    /// All that were complete and got damaged.
+    Lost(BTreeSet<[u8; 32]>),
+}
+
+/// The table of one epoch with its keys.
+#[derive(Debug)]
+pub(crate) struct Index {
+    pub(crate) epoch: u64,
+    table: Arc<dyn Table>,
+    rows: Redacted,
+    names: Redacted,
+}
+
+struct Redacted(Key);
+
+impl fmt::Debug for Redacted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredTag {
+    name: Vec<u8>,
+    hash: [u8; 32],
+    hash_seq: bool,
+}
+
+/// What was found when all tags were read.
+#[derive(Debug, Default)]
+pub(crate) struct Tags {
+    pub(crate) tags: BTreeMap<Tag, HashAndFormat>,
+    /// Rows that cannot be read, in both places.
+    pub(crate) lost: usize,
+}
+
+impl Index {
+    pub(crate) fn new(epoch: u64, key: &Key, table: Arc<dyn Table>) -> Self {
+        Self {
+            epoch,
+            table,
+            rows: Redacted(derive("save-dweb-backend store index rows v1", key)),
+            names: Redacted(derive("save-dweb-backend store index names v1", key)),
+        }
+    }
+
+    pub(crate) fn table(&self) -> &Arc<dyn Table> {
+        &self.table
+    }
+
+    /// The row of a blob. `None` if there is none, or it cannot be read: then the blob counts as missing.
+    pub(crate) async fn entry(&self, hash: &Hash) -> Result<Option<Entry>> {
+        let row = self.row(hash.as_bytes());
+        let Some(sealed) = self.table.load(ENTRIES, row.clone()).await? else {
+            return Ok(None);
+        };
+        let entry = self.open::<Entry>(Kind::Entry, &row, &sealed);
+        if entry.is_none() {
+            tracing::warn!("a row of the store's index is damaged; its blob counts as missing");
+        }
+        Ok(entry.filter(|entry| entry.hash == *hash.as_bytes()))
+    }
+
+    /// The rows of all blobs.
+    pub(crate) async fn entry_rows(&self) -> Result<Vec<Bytes>> {
+        self.table.keys(ENTRIES).await
+    }
+
+    /// The entry in a row; `Err` holds the row if it cannot be read.
+    pub(crate) async fn entry_at(&self, row: Bytes) -> Result<Option<Entry>, Option<Error>> {
+        match self.table.load(ENTRIES, row.clone()).await {
+            Ok(None) => Ok(None),
+            Ok(Some(sealed)) => self
+                .open::<Entry>(Kind::Entry, &row, &sealed)
+                .map(Some)
+                .ok_or(None),
+            Err(error) => Err(Some(error)),
+        }
+    }
+
+    pub(crate) fn remove_row(row: Bytes) -> Op {
+        Op::Delete {
+            column: ENTRIES,
+            key: row,
+        }
+    }
+
+    pub(crate) fn remove_file_row(id: Id) -> Op {
+        Op::Delete {
+            column: FILES,
+            key: Bytes::copy_from_slice(&id),
+        }
+    }
+
+    /// The rows whose bytes may not be there after a power cut.
+    pub(crate) async fn recent(&self) -> Result<Vec<Bytes>> {
+        self.table.keys(RECENT).await
+    }
+
+    pub(crate) fn settle(row: Bytes) -> Op {
+        Op::Delete {
+            column: RECENT,
+            key: row,
+        }
+    }
+
+    /// The ids of the blobs that have files.
+    pub(crate) async fn files(&self) -> Result<Vec<Bytes>> {
+        self.table.keys(FILES).await
+    }
+
+    pub(crate) async fn tags(&self) -> Result<Tags> {
+        let mut rows = self.table.keys(TAGS).await?;
+        rows.extend(self.table.keys(TAGS_AGAIN).await?);
+        rows.sort();
+        rows.dedup();
+        let mut found = Tags::default();
+        let mut repair = Vec::new();
+        for row in rows {
+            let mut read = None;
+            let mut missing = false;
+            for column in [TAGS, TAGS_AGAIN] {
+                let stored = self.table.load(column, row.clone()).await?;
+                let tag =
+                    stored.and_then(|sealed| self.open::<StoredTag>(Kind::Tag, &row, &sealed));
+                match tag {
+                    Some(tag) => read = read.or(Some(tag)),
+                    None => missing = true,
+                }
+            }
+            let Some(tag) = read else {
+                found.lost += 1;
+                continue;
+            };
+            let format = if tag.hash_seq {
+                BlobFormat::HashSeq
+            } else {
+                BlobFormat::Raw
+            };
+            let (name, value) = (
+                Tag::from(tag.name.as_slice()),
+                HashAndFormat::new(Hash::from_bytes(tag.hash), format),
+            );
+            if missing {
+                self.seal_change(&Change::Tag(name.clone(), value), &mut repair)?;
+            }
+            found.tags.insert(name, value);
+        }
+        if !repair.is_empty() {
+            tracing::warn!(tags = repair.len() / 2, "damaged tags were restored");
+            self.table.commit(repair).await?;
+        }
+        Ok(found)
+    }
+
+    pub(crate) async fn totals(&self) -> Result<Option<Totals>> {
+        self.meta(META_TOTALS).await
+    }
+
+    pub(crate) async fn packs(&self) -> Result<Option<Vec<u32>>> {
+        self.meta(META_PACKS).await
+    }
+
+    pub(crate) async fn lost(&self) -> Result<BTreeSet<[u8; 32]>> {
+        Ok(self.meta(META_LOST).await?.unwrap_or_default())
+    }
+
+    pub(crate) fn put_totals(&self, totals: &Totals) -> Result<Op> {
+        self.put_meta(META_TOTALS, totals)
+    }
+
+    pub(crate) fn put_packs(&self, packs: &[u32]) -> Result<Op> {
+        self.put_meta(META_PACKS, &packs)
+    }
+
+    /// Seals a change into what has to be written.
+    pub(crate) fn seal_change(&self, change: &Change, ops: &mut Vec<Op>) -> Result<()> {
+        match change {
+            Change::Put(entry) => {
+                ops.push(self.put(ENTRIES, Kind::Entry, self.row(&entry.hash), entry)?);
+                if entry.complete {
+                    ops.push(Op::Put {
+                        column: RECENT,
+                        key: self.row(&entry.hash),
+                        value: Bytes::from_static(&[1]),
+                    });
+                }
+                if entry.place == Place::File {
+                    ops.push(Op::Put {
+                        column: FILES,
+                        key: Bytes::copy_from_slice(&entry.id),
+                        value: Bytes::from_static(&[1]),
+                    });
+                }
+            }
+            Change::Remove(entry) => {
+                ops.push(Self::remove_row(self.row(&entry.hash)));
+                if entry.place == Place::File {
+                    ops.push(Self::remove_file_row(entry.id));
+                }
+            }
+            Change::Tag(name, value) => {
+                let row = self.row(name.as_ref());
+                let tag = StoredTag {
+                    name: name.as_ref().to_vec(),
+                    hash: *value.hash.as_bytes(),
+                    hash_seq: value.format.is_hash_seq(),
+                };
+                for column in [TAGS, TAGS_AGAIN] {
+                    ops.push(self.put(column, Kind::Tag, row.clone(), &tag)?);
+                }
+            }
+            Change::Lost(lost) => ops.push(self.put_meta(META_LOST, lost)?),
+            Change::Untag(name) => {
+                let key = self.row(name.as_ref());
+                ops.extend([TAGS, TAGS_AGAIN].map(|column| Op::Delete {
+                    column,
+                    key: key.clone(),
+                }));
+            }
+        }
+        Ok(())
+    }
+
+    /// A row's key: nobody who lacks the index key can tell which hash or name it belongs to.
+    fn row(&self, name: &[u8]) -> Bytes {
+        Bytes::copy_from_slice(&blake3::keyed_hash(&self.names.0, name).as_bytes()[..16])
+    }
+
+    async fn meta<T: DeserializeOwned>(&self, name: &'static [u8]) -> Result<Option<T>> {
+        let row = Bytes::from_static(name);
+        let sealed = self.table.load(META, row.clone()).await?;
+        Ok(sealed.and_then(|sealed| self.open(Kind::Meta, &row, &sealed)))
+    }
+
+    fn put_meta<T: Serialize>(&self, name: &'static [u8], value: &T) -> Result<Op> {
+        self.put(META, Kind::Meta, Bytes::from_static(name), value)
+    }
+
+    fn put<T: Serialize>(&self, column: u32, kind: Kind, row: Bytes, value: &T) -> Result<Op> {
+        let mut plain = postcard::to_stdvec(value).map_err(|_| Error::Sealing)?;
+        let sealed = seal::seal_row(&self.rows.0, kind, &row, &plain);
+        plain.zeroize();
+        Ok(Op::Put {
+            column,
+            key: row,
+            value: sealed?.into(),
+        })
+    }
+
+    fn open<T: DeserializeOwned>(&self, kind: Kind, row: &[u8], sealed: &[u8]) -> Option<T> {
+        let plain = seal::open_row(&self.rows.0, kind, row, sealed)?;
+        postcard::from_bytes(&plain).ok()
+    }
+}
