@@ -15,7 +15,7 @@ use std::{
 use devnet::{Devnet, Host, MIN_NODES, Node, NodeOptions};
 use dht_records::{DeviceId, Fetch, GroupAccess, Records, TableCache};
 use repo::{EntryPath, Error, Hash, Repo, RepoContext, SystemClock, WriteOptions};
-use store_adapter::{StoreOptions, VeilidStore};
+use store_adapter::{Protection, StoreOptions, VeilidStore};
 use tokio::io::AsyncReadExt;
 use veilid_core::{CRYPTO_KIND_VLD0, Crypto, KeyPair, UpdateCallback, VeilidUpdate};
 
@@ -51,7 +51,7 @@ impl Device {
                     store: VeilidStore::open(
                         &api,
                         &directory.join("store"),
-                        StoreOptions::default(),
+                        StoreOptions::default().with_protection(Protection::Insecure),
                     )
                     .await
                     .unwrap(),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use dht_records::{DeviceId, GroupAccess, Records, TableCache};
-use store_adapter::{StoreOptions, VeilidStore};
+use store_adapter::{Protection, StoreOptions, VeilidStore};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, ReadBuf};
 use veilid_core::{CRYPTO_KIND_VLD0, Crypto, VeilidAPI, VeilidConfig, api_startup};
@@ -56,9 +56,13 @@ impl Device {
         let clock = Arc::new(TestClock(AtomicU64::new(1_700_000_000)));
         let ctx = RepoContext {
             records: Records::new(api.clone(), Arc::new(TableCache::open(&api).await.unwrap())),
-            store: VeilidStore::open(&api, &dir.path().join("store"), StoreOptions::default())
-                .await
-                .unwrap(),
+            store: VeilidStore::open(
+                &api,
+                &dir.path().join("store"),
+                StoreOptions::default().with_protection(Protection::Insecure),
+            )
+            .await
+            .unwrap(),
             device,
             clock: clock.clone(),
         };

@@ -9,7 +9,7 @@ use std::{
 use dht_records::{Records, TableCache};
 use group::{Group, GroupContext};
 use repo::{Clock, SystemClock};
-use store_adapter::{StoreOptions, VeilidStore};
+use store_adapter::{Protection, StoreOptions, VeilidStore};
 use tokio::sync::watch;
 use tunnels::{Limits, Tunnels};
 use veilid_core::{UpdateCallback, VeilidAPI, VeilidAPIError, VeilidConfig, VeilidUpdate};
@@ -147,8 +147,13 @@ impl BackendBuilder {
         let device = state.device().await?;
         let cache = TableCache::open(api).await?;
         let records = Records::new(api.clone(), Arc::new(cache));
-        let store =
-            VeilidStore::open(api, &self.directory.join("blobs"), StoreOptions::default()).await?;
+        let protection = if self.insecure() {
+            Protection::Insecure
+        } else {
+            Protection::Keyring
+        };
+        let options = StoreOptions::default().with_protection(protection);
+        let store = VeilidStore::open(api, &self.directory.join("blobs"), options).await?;
         let tunnels = Tunnels::new(api.clone(), self.limits.clone());
         // Both are set once, here.
         let _ = updates.records.set(records.clone());
@@ -203,6 +208,10 @@ impl BackendBuilder {
         Ok(backend)
     }
 
+    fn insecure(&self) -> bool {
+        self.network.insecure_storage || self.key_storage == KeyStorage::InsecureFile
+    }
+
     fn config(&self, namespace: String) -> Result<VeilidConfig> {
         let directory = self.directory.join("veilid");
         let directory = directory.to_string_lossy();
@@ -217,8 +226,7 @@ impl BackendBuilder {
         self.network.apply(&mut config)?;
         // Veilid's default deletes every table when the keyring is locked or lost.
         config.table_store.wipe_on_invalid_device_encryption_key = false;
-        let insecure =
-            self.network.insecure_storage || self.key_storage == KeyStorage::InsecureFile;
+        let insecure = self.insecure();
         config.protected_store.always_use_insecure_storage = insecure;
         config.protected_store.allow_insecure_fallback = insecure;
         if insecure {

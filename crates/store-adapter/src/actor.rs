@@ -1,6 +1,6 @@
 //! Answers iroh's commands. This is what makes a genuine [`Store`] of ours.
 
-use std::{io, sync::Arc, time::SystemTime};
+use std::{collections::HashSet, io, sync::Arc, time::SystemTime};
 
 use futures::StreamExt;
 use iroh_blobs::{
@@ -77,13 +77,8 @@ impl Actor {
         commands.close();
         self.tasks.shutdown().await;
         // What came in of partial blobs is kept.
-        for blob in self.core.held() {
-            let mut work = blob.work.lock().await;
-            if work.unwritten > 0
-                && let Err(error) = self.core.write_down(&blob, &mut work).await
-            {
-                tracing::warn!(%error, "a partial blob was not written down");
-            }
+        if let Err(error) = self.core.write_all_down().await {
+            tracing::warn!(%error, "partial blobs were not written down");
         }
         self.core.forget_caches();
         self.core.tables.close().await;
@@ -165,7 +160,7 @@ impl Actor {
                 let _ = c.tx.send(answer(removed.map(drop))).await;
             }),
             Command::ClearProtected(c) => {
-                crate::core::lock(&core.fresh).clear();
+                *crate::core::lock(&core.fresh) = Some(HashSet::new());
                 let _ = c.tx.send(Ok(())).await;
             }
             Command::Batch(c) => self.spawn(async move { pins.scope(c.tx, c.rx).await }),
@@ -212,7 +207,11 @@ impl Actor {
                 let _ = c.tx.send(tags).await;
             }),
             Command::SyncDb(c) => self.spawn(async move {
-                let synced = core.tables.checkpoint().await;
+                let synced = async {
+                    core.write_all_down().await?;
+                    core.tables.checkpoint().await
+                };
+                let synced = synced.await;
                 let _ = c.tx.send(answer(synced)).await;
             }),
             Command::WaitIdle(c) => {
@@ -282,9 +281,6 @@ async fn list(core: &Core, tx: &irpc::channel::mpsc::Sender<api::Result<Hash>>) 
 pub(crate) async fn remove(core: &Core, hashes: Vec<Hash>, force: bool) -> Result<Vec<Hash>> {
     let results: Vec<Result<Option<Hash>>> = futures::stream::iter(hashes)
         .map(|hash| async move {
-            if !force && crate::core::lock(&core.fresh).contains(&hash) {
-                return Ok(None);
-            }
             let removed = import::remove(core, &core.blob(hash), !force).await?;
             Ok(removed.then_some(hash))
         })

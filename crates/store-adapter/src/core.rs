@@ -44,8 +44,8 @@ pub(crate) struct Core {
     pub(crate) ahead: Arc<Semaphore>,
     /// Read when they are asked for first.
     pub(crate) tags: tokio::sync::Mutex<Option<Tags>>,
-    /// What came in since the last garbage collection began.
-    pub(crate) fresh: Mutex<HashSet<Hash>>,
+    /// What came in since the garbage collection began that is under way; none if there is none.
+    pub(crate) fresh: Mutex<Option<HashSet<Hash>>>,
     /// Blobs whose rows are being written before the index claims them.
     pub(crate) importing: Mutex<HashSet<Id>>,
     /// Blobs that were complete and got damaged. What they link to cannot be told, so it is not collected.
@@ -180,15 +180,23 @@ impl Core {
                 work.counted = Some(entry.size);
                 view.entry = Some(entry);
             } else if let Some((partial, bitfield)) = self.load_partial(&entry).await? {
-                work.counted = Some(bitfield.total_bytes());
+                work.counted = Some(entry.here);
                 work.partial = Some(partial);
                 view.bitfield = bitfield;
+                let counted = entry.here;
                 view.entry = Some(entry);
+                if view.bitfield.total_bytes() != counted {
+                    // The process ended between the bytes and the index.
+                    blob.view.send_replace(view);
+                    self.write_down(blob, work).await?;
+                    return Ok(blob.view());
+                }
             } else {
                 // Its state cannot be read: it counts as missing, and is not counted any more.
                 self.tables
                     .write(Request {
                         blobs: -1,
+                        bytes: -signed(entry.here),
                         ..self.discard(&entry, true)
                     })
                     .await?;
@@ -197,6 +205,17 @@ impl Core {
         }
         blob.view.send_replace(view.clone());
         Ok(view)
+    }
+
+    /// Writes down what came in of partial blobs and is not written down yet.
+    pub(crate) async fn write_all_down(&self) -> Result<()> {
+        for blob in self.held() {
+            let mut work = blob.work.lock().await;
+            if work.unwritten > 0 {
+                self.write_down(&blob, &mut work).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn load_partial(&self, entry: &Entry) -> Result<Option<(Partial, Bitfield)>> {
@@ -454,6 +473,8 @@ impl Core {
             return Ok(());
         };
         let here = view.bitfield.total_bytes();
+        let mut entry = (*entry).clone();
+        entry.here = here;
         let mut request = Request {
             blobs: i64::from(work.counted.is_none()),
             bytes: signed(here) - signed(work.counted.unwrap_or(0)),
@@ -468,7 +489,7 @@ impl Core {
                 if let (Place::Pack(pack), Some(_)) = (entry.place, work.counted) {
                     request.dead_rows.push((pack, entry.id));
                 }
-                request.pack = Some(((*entry).clone(), sealed.into()));
+                request.pack = Some((entry.clone(), sealed.into()));
             }
             Some(Partial::File(partial)) => {
                 let (file, backend) = (partial.file.clone(), self.backend.clone());
@@ -489,7 +510,7 @@ impl Core {
                         fragments: partial.fragments.clone(),
                     },
                 )?);
-                request.changes.push(Change::Put((*entry).clone()));
+                request.changes.push(Change::Put(entry.clone()));
             }
         }
         let small = request.pack.is_some();
@@ -521,7 +542,15 @@ impl Core {
 
     /// What came in now is not collected by a collection that is under way.
     pub(crate) fn freshen(&self, hash: Hash) {
-        lock(&self.fresh).insert(hash);
+        if let Some(fresh) = &mut *lock(&self.fresh) {
+            fresh.insert(hash);
+        }
+    }
+
+    pub(crate) fn is_fresh(&self, hash: Hash) -> bool {
+        lock(&self.fresh)
+            .as_ref()
+            .is_some_and(|fresh| fresh.contains(&hash))
     }
 }
 

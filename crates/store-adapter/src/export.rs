@@ -25,7 +25,7 @@ use crate::{
     Error, Result,
     backend::SegmentFile,
     blob::{Blob, Partial},
-    core::Core,
+    core::{Core, SMALL},
     index::{Entry, Place},
     seal::{self, Kind, SEALED_SEGMENT, SEGMENT, Segments, sealed_len, sealed_offset, segment_len},
     tree::{self, Pair, halves, pair_of, parent_hash, tree_of},
@@ -112,8 +112,8 @@ impl Core {
                 };
                 let bitfield = blob.view().bitfield;
                 let mut data = partial.data.clone();
-                // Less than a small blob.
-                data.resize(data.len().max(bitfield.size() as usize), 0);
+                // No more than a small blob, whatever somebody said about its size.
+                data.resize(data.len().max(bitfield.size().min(SMALL) as usize), 0);
                 let content = Content::Memory {
                     data: data.into(),
                     pairs: partial.pairs(),

@@ -45,7 +45,7 @@ pub(crate) async fn collect(
     roots: Vec<Hash>,
     swept: &AtomicBool,
 ) -> Result<GcReport> {
-    lock(&core.fresh).clear();
+    let _collecting = Collecting::new(core);
     // Temporary tags first: whoever turns one into a tag sets the tag before the other is dropped.
     let temporary = pins.list().await?;
     let (tags, lost) = with_tags(core, |tags| {
@@ -93,6 +93,22 @@ pub(crate) async fn collect(
         removed_bytes: before.bytes.saturating_sub(after.bytes),
         kept_blobs: after.blobs,
     })
+}
+
+/// While it lives, what comes in is remembered.
+struct Collecting<'a>(&'a Core);
+
+impl<'a> Collecting<'a> {
+    fn new(core: &'a Core) -> Self {
+        *lock(&core.fresh) = Some(HashSet::new());
+        Self(core)
+    }
+}
+
+impl Drop for Collecting<'_> {
+    fn drop(&mut self) {
+        *lock(&self.0.fresh) = None;
+    }
 }
 
 /// A look at the whole index.
@@ -234,6 +250,8 @@ async fn compact(core: &Core, entries: &[Entry]) -> Result<()> {
             *alive.entry(pack).or_default() += entry.size + 256;
         }
     }
+    // What waits in a log is not measured.
+    core.tables.checkpoint().await?;
     let packs = core.tables.packs().await?;
     let mut dead = Vec::new();
     for pack in &packs {
@@ -342,6 +360,14 @@ pub(crate) async fn remove_orphans(core: &Core) -> Result<()> {
 /// Looks at what was claimed last before the end of the process, and takes back what is not there: after a power cut the index
 /// can be ahead of the other tables.
 pub(crate) async fn check_recent(core: &Core) -> Result<()> {
+    let partial = core.tables.read().await?.index.partial().await?;
+    for row in partial {
+        let entry = core.tables.read().await?.index.entry_at(row).await;
+        if let Ok(Some(entry)) = entry {
+            // Puts right what was written down of it.
+            core.view(&core.blob(entry.hash())).await?;
+        }
+    }
     let recent = core.tables.read().await?.index.recent().await?;
     let mut missing = 0;
     for row in &recent {

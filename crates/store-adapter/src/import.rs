@@ -121,8 +121,14 @@ pub(crate) async fn import_stream(
                 Err(source) => break Err(Error::Input { source }),
             };
             read += bytes.len() as u64;
-            // Progress is a courtesy: whoever does not look at it does not hold the import up.
-            let _ = tx.try_send(AddProgressItem::CopyProgress(read)).await;
+            // Progress is a courtesy: whoever does not look at it does not hold the import up. Who has gone away ends it.
+            if tx
+                .try_send(AddProgressItem::CopyProgress(read))
+                .await
+                .is_err()
+            {
+                break Err(Error::Closed);
+            }
             match &mut large {
                 None if read <= SMALL => head.extend_from_slice(&bytes),
                 None => {
@@ -489,6 +495,7 @@ impl<'a> Large<'a> {
         }
         self.entry.hash = *hash.as_bytes();
         self.entry.size = self.size;
+        self.entry.here = self.size;
         let mut request = replace(self.core, &view, &work, self.size);
         request.pages.extend(pages);
         request.changes.push(Change::Put(self.entry.clone()));
@@ -732,6 +739,7 @@ async fn complete_file(
     .map_err(segment_error)?;
     let mut entry = entry.clone();
     entry.size = bitfield.size();
+    entry.here = entry.size;
     entry.complete = true;
     let mut request = Request {
         blobs: i64::from(work.counted.is_none()),
@@ -780,7 +788,7 @@ async fn forget(core: &Core, blob: &Blob, work: &mut Work) -> Result<()> {
 /// Removes a blob, unless it came in since the collection began and is to be kept then. `false` if there was none.
 pub(crate) async fn remove(core: &Core, blob: &Blob, keep_fresh: bool) -> Result<bool> {
     let mut work = blob.work.lock().await;
-    if keep_fresh && lock(&core.fresh).contains(&blob.hash) {
+    if keep_fresh && core.is_fresh(blob.hash) {
         return Ok(false);
     }
     let view = core.load(blob, &mut work).await?;

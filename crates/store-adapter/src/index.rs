@@ -28,7 +28,9 @@ const META: u32 = 4;
 /// The rows of complete blobs whose bytes may not have reached the disk itself: after a power cut the index can be ahead of other
 /// tables, so these are looked at before anybody is told that they are there.
 const RECENT: u32 = 5;
-pub(crate) const COLUMNS: u32 = 6;
+/// The rows of partial blobs.
+const PARTIAL: u32 = 6;
+pub(crate) const COLUMNS: u32 = 7;
 
 const META_TOTALS: &[u8] = b"totals";
 const META_PACKS: &[u8] = b"packs";
@@ -45,6 +47,8 @@ pub(crate) struct Entry {
     key: [u8; 32],
     /// Of a partial blob, what the sender said.
     pub(crate) size: u64,
+    /// The bytes that are here, as the totals count them.
+    pub(crate) here: u64,
     pub(crate) place: Place,
     pub(crate) complete: bool,
 }
@@ -66,6 +70,7 @@ impl Entry {
             id: seal::random()?,
             key: *seal::random_key()?,
             size,
+            here: if complete { size } else { 0 },
             place,
             complete,
         })
@@ -220,6 +225,11 @@ impl Index {
         self.table.keys(RECENT).await
     }
 
+    /// The rows of partial blobs.
+    pub(crate) async fn partial(&self) -> Result<Vec<Bytes>> {
+        self.table.keys(PARTIAL).await
+    }
+
     pub(crate) fn settle(row: Bytes) -> Op {
         Op::Delete {
             column: RECENT,
@@ -301,13 +311,21 @@ impl Index {
         match change {
             Change::Put(entry) => {
                 ops.push(self.put(ENTRIES, Kind::Entry, self.row(&entry.hash), entry)?);
-                if entry.complete {
-                    ops.push(Op::Put {
-                        column: RECENT,
-                        key: self.row(&entry.hash),
-                        value: Bytes::from_static(&[1]),
-                    });
-                }
+                let key = self.row(&entry.hash);
+                let (now, before) = if entry.complete {
+                    (RECENT, PARTIAL)
+                } else {
+                    (PARTIAL, RECENT)
+                };
+                ops.push(Op::Delete {
+                    column: before,
+                    key: key.clone(),
+                });
+                ops.push(Op::Put {
+                    column: now,
+                    key,
+                    value: Bytes::from_static(&[1]),
+                });
                 if entry.place == Place::File {
                     ops.push(Op::Put {
                         column: FILES,
@@ -317,7 +335,11 @@ impl Index {
                 }
             }
             Change::Remove(entry) => {
-                ops.push(Self::remove_row(self.row(&entry.hash)));
+                let key = self.row(&entry.hash);
+                ops.extend([ENTRIES, RECENT, PARTIAL].map(|column| Op::Delete {
+                    column,
+                    key: key.clone(),
+                }));
                 if entry.place == Place::File {
                     ops.push(Self::remove_file_row(entry.id));
                 }

@@ -32,6 +32,7 @@ use crate::{
 };
 
 const FORMAT_FILE: &str = "format";
+const NEW_FORMAT_FILE: &str = "format.new";
 const LOCK_FILE: &str = "lock";
 const FORMAT: &str = "save-store ";
 const VERSION: u32 = 2;
@@ -218,13 +219,24 @@ impl VeilidStore {
                 .ok_or(Error::KeyLost)?
         };
         let (tables, counted) = Tables::open(backend.clone(), prefix(&id), secret).await?;
-        let lost = tables.read().await?.index.lost().await?;
-        let core = Arc::new(Core::new(backend, tables, lost));
-        gc::remove_orphans(&core).await?;
-        gc::check_recent(&core).await?;
-        if !counted {
-            gc::recount(&core).await?;
-        }
+        let opened = async {
+            let lost = tables.read().await?.index.lost().await?;
+            let core = Arc::new(Core::new(backend, tables.clone(), lost));
+            gc::remove_orphans(&core).await?;
+            gc::check_recent(&core).await?;
+            if !counted {
+                gc::recount(&core).await?;
+            }
+            Ok(core)
+        };
+        let core = match opened.await {
+            Ok(core) => core,
+            Err(error) => {
+                // Nothing holds on to the tables any more.
+                tables.close().await;
+                return Err(error);
+            }
+        };
         let pins = Arc::new(Pins::new());
         let store = actor::start(core.clone(), pins.clone(), lock);
         let inner = Arc::new(Inner {
@@ -606,8 +618,9 @@ fn remove_dir(dir: &Path) -> io::Result<()> {
         result => result,
     };
     gone(std::fs::remove_dir_all(dir.join("segments")))?;
-    gone(std::fs::remove_file(dir.join(FORMAT_FILE)))?;
-    gone(std::fs::remove_file(dir.join(LOCK_FILE)))?;
+    for file in [FORMAT_FILE, NEW_FORMAT_FILE, "tables", "tables.new", LOCK_FILE] {
+        gone(std::fs::remove_file(dir.join(file)))?;
+    }
     match gone(std::fs::remove_dir(dir)) {
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
         result => result,
@@ -680,7 +693,7 @@ fn read_format(dir: &Path, found: &[u8]) -> Result<String> {
 
 /// Renamed into place, so that a crash leaves either no format file or a whole one.
 fn write_format(dir: &Path, id: &str) -> io::Result<()> {
-    let new = dir.join("format.new");
+    let new = dir.join(NEW_FORMAT_FILE);
     let mut file = File::create(&new)?;
     file.write_all(format!("{FORMAT}{VERSION}\n{id}\n").as_bytes())?;
     file.sync_all()?;

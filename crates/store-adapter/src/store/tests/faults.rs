@@ -248,6 +248,7 @@ async fn a_full_disk_is_an_error_and_nothing_else() {
         assert_eq!(store.get_bytes(kept).await.unwrap(), "kept", "{when}");
         memory.free_disk();
         // The same store, without being opened again.
+        store.sync_db().await.unwrap();
         check(&store, &said, false, &when).await;
         let ok = ended.is_ok();
         go_on(&memory, &store, &encoded, &when).await;
@@ -332,7 +333,7 @@ async fn a_flipped_bit_in_any_row_is_noticed() {
         .memory
         .table_names()
         .into_iter()
-        .map(|name| (name.clone(), if name.contains("index") { 6 } else { 1 }))
+        .map(|name| (name.clone(), if name.contains("index") { 7 } else { 1 }))
     {
         for column in 0..columns {
             let opened = disk.memory.restart();
