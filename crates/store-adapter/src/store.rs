@@ -618,7 +618,13 @@ fn remove_dir(dir: &Path) -> io::Result<()> {
         result => result,
     };
     gone(std::fs::remove_dir_all(dir.join("segments")))?;
-    for file in [FORMAT_FILE, NEW_FORMAT_FILE, "tables", "tables.new", LOCK_FILE] {
+    for file in [
+        FORMAT_FILE,
+        NEW_FORMAT_FILE,
+        "tables",
+        "tables.new",
+        LOCK_FILE,
+    ] {
         gone(std::fs::remove_file(dir.join(file)))?;
     }
     match gone(std::fs::remove_dir(dir)) {

@@ -178,6 +178,8 @@ async fn a_cut_transfer_goes_on_after_closing() {
             .fetch(get_until(&from, limit), content)
             .await
             .is_ok();
+        // What came before the cut may still be on its way in.
+        store.wait_idle().await.unwrap();
         let after = store.remote().local(content).await.unwrap().local_bytes();
         assert!(after > before);
         drop(guard);
