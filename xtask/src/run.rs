@@ -94,6 +94,11 @@ pub(crate) fn cargo<A: Into<OsString>>(arguments: impl IntoIterator<Item = A>) -
     Run::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).args(arguments)
 }
 
+/// A binary of the workspace.
+pub(crate) fn binary(profile: &str, name: &str) -> Result<Run> {
+    Ok(Run::new(target()?.join(profile).join(name)))
+}
+
 /// A binary of the workspace, run in network namespaces of its own.
 pub(crate) fn in_devnet(profile: &str, binary: &str) -> Result<Run> {
     let folder = target()?.join(profile);

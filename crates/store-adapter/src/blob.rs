@@ -161,8 +161,15 @@ impl FilePartial {
         self.pages.get(&page)?.get(slot)
     }
 
-    /// Takes a verified piece; gives the groups that are whole now.
-    pub(crate) fn take(&mut self, size: u64, offset: u64, data: &Bytes) -> Vec<(u64, Bytes)> {
+    /// Takes a verified piece; gives the groups that are whole now. What is `present` is not taken again in parts, which
+    /// would hide the whole group that is in the file.
+    pub(crate) fn take(
+        &mut self,
+        size: u64,
+        offset: u64,
+        data: &Bytes,
+        present: &ChunkRanges,
+    ) -> Vec<(u64, Bytes)> {
         let mut whole = Vec::new();
         let mut at = 0;
         while at < data.len() {
@@ -177,6 +184,11 @@ impl FilePartial {
             if inside == 0 && len == group_len {
                 self.fragments.remove(&group);
                 whole.push((group, piece));
+                continue;
+            }
+            if !self.fragments.contains_key(&group)
+                && chunks_of(group * SEGMENT as u64, group_len).is_subset(present)
+            {
                 continue;
             }
             let fragment = self.fragments.entry(group).or_insert_with(|| Fragment {
@@ -225,19 +237,25 @@ mod tests {
         let mut partial = FilePartial::new(MemoryBackend::default().create_file("a").unwrap());
         let size = 2 * SEGMENT as u64 + 1500;
         let whole = Bytes::from(vec![1; SEGMENT]);
-        assert_eq!(partial.take(size, 0, &whole), vec![(0, whole.clone())]);
+        let none = ChunkRanges::empty();
+        let first = partial.take(size, 0, &whole, &none);
+        assert_eq!(first, vec![(0, whole.clone())]);
         let tail = Bytes::from(vec![2; 476]);
         assert!(
             partial
-                .take(size, 2 * SEGMENT as u64 + 1024, &tail)
+                .take(size, 2 * SEGMENT as u64 + 1024, &tail, &none)
                 .is_empty()
         );
         assert_eq!(partial.fragments.len(), 1);
         let head = Bytes::from(vec![3; 1024]);
-        let got = partial.take(size, 2 * SEGMENT as u64, &head);
+        let got = partial.take(size, 2 * SEGMENT as u64, &head, &none);
         assert_eq!(got.len(), 1);
         assert_eq!((got[0].0, got[0].1.len()), (2, 1500));
         assert_eq!((got[0].1[0], got[0].1[1499]), (3, 2));
+        assert!(partial.fragments.is_empty());
+        // What is in the file as a whole is not begun again.
+        let present = chunks_of(0, SEGMENT);
+        assert!(partial.take(size, 1024, &head, &present).is_empty());
         assert!(partial.fragments.is_empty());
     }
 }

@@ -630,8 +630,6 @@ async fn take(
             BaoContentItem::Leaf(leaf) => {
                 let len = leaf.data.len();
                 work.unwritten += len as u64;
-                let here = Bitfield::new(chunks_of(leaf.offset, len), size);
-                bitfield.update(&here);
                 match &mut work.partial {
                     Some(Partial::Small(partial)) => {
                         if leaf.offset + len as u64 > SMALL {
@@ -640,10 +638,12 @@ async fn take(
                         partial.write(leaf.offset, &leaf.data);
                     }
                     Some(Partial::File(partial)) => {
-                        whole.extend(partial.take(size, leaf.offset, &leaf.data));
+                        let present = &bitfield.ranges;
+                        whole.extend(partial.take(size, leaf.offset, &leaf.data, present));
                     }
                     None => {}
                 }
+                bitfield.update(&Bitfield::new(chunks_of(leaf.offset, len), size));
             }
         }
     }

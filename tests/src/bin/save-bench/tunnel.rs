@@ -1,23 +1,20 @@
-//! Benchmarks on a Veilid network of their own. Each figure stands beside a baseline from the same run, since machines differ
-//! and are noisy.
+//! What a tunnel carries, beside bare calls.
 
 use std::{
-    error::Error,
-    process::ExitCode,
     sync::{Arc, OnceLock},
     time::Instant,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use clap::{Parser, ValueEnum};
 use devnet::{Devnet, Host, Node, NodeOptions};
 use futures::{StreamExt, stream};
 use tokio::sync::watch;
 use tunnels::{Limits, Listener, Psk, RouteSource, Session, Tunnels};
 use veilid_core::{RouteBlob, Target, VeilidAPI, VeilidUpdate};
 
-const MIB: usize = 1 << 20;
+use crate::{Arguments, MIB, Result, rate, report::Figure};
+
 /// A call that is answered without a tunnel: 64 bytes, and 32,000 bytes come back.
 const RAW: [u8; 64] = *b"a bare call, answered at once with thirty-two thousand bytes now";
 const RAW_REPLY: usize = 32_000;
@@ -25,52 +22,8 @@ const RAW_REPLY: usize = 32_000;
 const IN_FLIGHT: [usize; 4] = [8, 16, 32, 64];
 const READY: std::time::Duration = std::time::Duration::from_secs(90);
 
-/// Measures what this project does against what the network could carry.
-#[derive(Debug, Parser)]
-#[command(name = "save-bench", version)]
-struct Arguments {
-    /// Which figure; all of them if left out
-    name: Option<Name>,
-    /// Print one JSON object for each figure
-    #[arg(long)]
-    json: bool,
-    /// How often each side is measured, in turns
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
-    rounds: u16,
-    /// How much is sent in each turn, in MiB
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
-    mib: u16,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-enum Name {
-    /// Bytes through one stream of a tunnel, over the best rate of bare calls between the same two nodes
-    TunnelGoodput,
-}
-
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
-
-fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    devnet::trace_to_stderr();
-    let runtime = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("save-bench: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match runtime.block_on(run(&arguments)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("save-bench: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-async fn run(arguments: &Arguments) -> Result<()> {
+/// Bytes through one stream of a tunnel, over the best rate of bare calls between the same two nodes.
+pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     let devnet = Devnet::start(devnet::MIN_NODES).await?;
     let server = Member::start(&devnet, "server").await?;
     let client = Member::start(&devnet, "client").await?;
@@ -92,44 +45,14 @@ async fn run(arguments: &Arguments) -> Result<()> {
         baselines.push(best);
         values.push(client.tunnel_rate(session.clone(), bytes).await?);
     }
-    report(arguments, "tunnel_goodput", "MB/s", &values, &baselines);
+    let figure = Figure { values, baselines };
+    figure.print(arguments.json, "tunnel_goodput", "MB/s");
     session.close();
     listener.close().await;
     client.stop().await?;
     server.stop().await?;
     devnet.stop().await?;
     Ok(())
-}
-
-/// Medians, their ratio, and how far the ratios of single rounds lie apart.
-fn report(arguments: &Arguments, bench: &str, unit: &str, values: &[f64], baselines: &[f64]) {
-    let ratios: Vec<f64> = values.iter().zip(baselines).map(|(v, b)| v / b).collect();
-    let (value, baseline, ratio) = (median(values), median(baselines), median(&ratios));
-    let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = ratios.iter().copied().fold(0.0, f64::max);
-    let spread = most - least;
-    if arguments.json {
-        println!(
-            "{}",
-            serde_json::json!({"bench": bench, "value": value, "baseline": baseline, "ratio": ratio, "spread": spread, "unit": unit, "rounds": values.len()})
-        );
-    } else {
-        println!(
-            "{bench}: {value:.2} {unit}, baseline {baseline:.2} {unit}, ratio {ratio:.2} (spread {spread:.2}, {} rounds)",
-            values.len()
-        );
-    }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match (sorted.get(middle), sorted.len() % 2) {
-        (None, _) => f64::NAN,
-        (Some(value), 1) => *value,
-        (Some(value), _) => (value + sorted[middle - 1]) / 2.0,
-    }
 }
 
 /// A node with tunnels.
@@ -271,10 +194,6 @@ impl Member {
             })
             .await
     }
-}
-
-fn rate(bytes: usize, start: Instant) -> f64 {
-    bytes as f64 / start.elapsed().as_secs_f64() / 1e6
 }
 
 fn psk() -> Psk {
