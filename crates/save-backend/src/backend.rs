@@ -247,7 +247,7 @@ impl Backend {
     }
 
     /// Gives back the space of blobs that no repo of any group names any more: deleted files, earlier versions, downloads that
-    /// were given up. Says how much it was.
+    /// were given up. Says how much it was. This also happens by itself every hour, and then it is erased for good as well.
     ///
     /// # Errors
     /// Those of the store; nothing that is named is removed.

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use dht_records::{Records, TableCache};
@@ -21,6 +22,9 @@ use crate::{
     events::Events,
     state::State,
 };
+
+/// How often what nothing names any more is removed, and erased for good.
+const COLLECT: Duration = Duration::from_secs(60 * 60);
 
 /// Says how a backend is to start.
 #[must_use]
@@ -154,7 +158,9 @@ impl BackendBuilder {
         let cache = TableCache::open(api).await?;
         let records = Records::new(api.clone(), Arc::new(cache));
         let blobs = self.directory.join(directory::BLOBS);
-        let options = StoreOptions::default().with_protection(protection);
+        let options = StoreOptions::default()
+            .with_protection(protection)
+            .with_gc_interval(Some(COLLECT));
         let store = VeilidStore::open(api, &blobs, options).await?;
         if let Err(error) = state.settle().await {
             // What is there can be used all the same, on a full disk for example.
