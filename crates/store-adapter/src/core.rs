@@ -194,7 +194,7 @@ impl Core {
         }
         if blob.is_stale() {
             // What was broken off may still wait to be written.
-            self.tables.write(Request::default()).await?;
+            self.tables.settle().await?;
             *work = Work::default();
         }
         let entry = self.tables.read().await?.index.entry(&blob.hash).await?;
@@ -219,7 +219,10 @@ impl Core {
                     // The process ended between the bytes and the index.
                     blob.view.send_replace(view);
                     blob.refreshed();
-                    self.write_down(blob, work).await?;
+                    if let Err(error) = self.write_down(blob, work).await {
+                        // Tried again when more of it comes.
+                        tracing::debug!(%error, "a partial blob was not counted anew yet");
+                    }
                     return Ok(blob.view());
                 }
             } else {
@@ -377,6 +380,11 @@ impl Core {
         let found = Arc::new(Page(plain.to_vec()));
         self.keep_page(entry, page, found.clone());
         Ok(Some(found))
+    }
+
+    /// What is written next may be on disk even if the writing fails, so it is read again then.
+    pub(crate) fn forget_page(&self, entry: &Entry, page: PageId) {
+        lock(&self.pages).pop(&(entry.id, page));
     }
 
     pub(crate) fn keep_page(&self, entry: &Entry, page: PageId, content: Arc<Page>) {
@@ -551,6 +559,7 @@ impl Core {
                 .await?
                 .map_err(segment_error)?;
                 for (page, content) in &partial.pages {
+                    self.forget_page(&entry, *page);
                     request.pages.push(Self::seal_page(&entry, *page, content)?);
                 }
                 request.pages.push(Self::seal_state(

@@ -236,7 +236,7 @@ async fn sweep(core: &Core) -> Result<()> {
     rows.extend(keys.into_iter().map(|key| (None, key)));
     // In this order: an import that had written rows by then is either going on, or claims them by now.
     let importing = lock(&core.importing).clone();
-    core.tables.write(Request::default()).await?;
+    core.tables.settle().await?;
     let claimed: HashMap<Id, Place> = Scan::new(core)
         .await?
         .entries

@@ -797,6 +797,7 @@ async fn complete_file(
         ..Request::default()
     };
     for (page, content) in &partial.pages {
+        core.forget_page(&entry, *page);
         request.pages.push(Core::seal_page(&entry, *page, content)?);
     }
     request.changes.push(Change::Put(entry.clone()));

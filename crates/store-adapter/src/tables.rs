@@ -71,6 +71,8 @@ enum Message {
     /// Counts anew what the index holds.
     Recount(oneshot::Sender<Result<()>>),
     Checkpoint(oneshot::Sender<Result<()>>),
+    /// Answered once everything that was asked before is done.
+    Settle(oneshot::Sender<()>),
     Close(oneshot::Sender<()>),
 }
 
@@ -181,6 +183,11 @@ impl Tables {
     /// Brings everything that was written to the disk itself.
     pub(crate) async fn checkpoint(&self) -> Result<()> {
         self.ask(Message::Checkpoint).await?
+    }
+
+    /// Waits until everything is written that was asked for before.
+    pub(crate) async fn settle(&self) -> Result<()> {
+        self.ask(Message::Settle).await
     }
 
     /// Puts the index under a new key and forgets the old one.
@@ -361,6 +368,9 @@ impl Writer {
                 }
                 Message::Recount(done) => {
                     let _ = done.send(self.recount().await);
+                }
+                Message::Settle(done) => {
+                    let _ = done.send(());
                 }
                 Message::Checkpoint(done) => {
                     let _ = done.send(self.checkpoint().await);

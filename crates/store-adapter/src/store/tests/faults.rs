@@ -140,7 +140,7 @@ async fn check(store: &VeilidStore, said: &Said, lenient: bool, when: &str) {
             encoded
                 .bao_to_vec()
                 .await
-                .unwrap_or_else(|e| panic!("{when}: {e}"));
+                .unwrap_or_else(|e| panic!("{when}: {e:?}"));
         }
     }
     let report = store.verify(|_| {}).await.unwrap();
