@@ -90,7 +90,7 @@ async fn remove_keys(directory: &Path) -> Result<()> {
     config.table_store.delete = true;
     let api = veilid_core::api_startup(Arc::new(|_| {}), config)
         .await
-        .map_err(startup_error)?;
+        .map_err(|error| startup_error(directory, error))?;
     let removed = remove_secrets(&api, &directory.join(directory::BLOBS)).await;
     api.shutdown().await;
     removed
