@@ -51,7 +51,7 @@ impl SecretsFile {
             // Not every file system has links.
             Err(_) => {
                 fs::copy(&self.path, &kept)?;
-                File::open(&kept)?.sync_all()?;
+                File::options().write(true).open(&kept)?.sync_all()?;
             }
         }
         sync_parent(&self.path)
@@ -59,7 +59,7 @@ impl SecretsFile {
 
     /// After a change: makes it durable, or says that it is not whole.
     pub(super) fn settle(&self) -> io::Result<()> {
-        match File::open(&self.path) {
+        match File::options().write(true).open(&self.path) {
             Ok(file) => file.sync_all()?,
             // There is a keyring after all.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
