@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::Duration,
@@ -134,7 +135,7 @@ impl BackendBuilder {
         };
         let api = veilid_core::api_startup(callback, self.config(namespace)?)
             .await
-            .map_err(startup_error)?;
+            .map_err(|error| startup_error(&self.directory, error))?;
         match self.open(&api, &updates, events, lock).await {
             Ok(backend) => Ok(backend),
             Err(error) => {
@@ -223,7 +224,7 @@ impl BackendBuilder {
     fn config(&self, namespace: String) -> Result<VeilidConfig> {
         let mut config = directory::config(&self.directory, namespace);
         self.network.apply(&mut config)?;
-        directory::remove_half_written(&config).map_err(directory::failed(&self.directory))?;
+        store_adapter::repair_secrets(&config).map_err(directory::failed(&self.directory))?;
         let plain = self.network.insecure_storage;
         KeyPlace::of(&config).apply(&mut config, &self.key_storage, plain);
         if matches!(self.key_storage, KeyStorage::InsecureFile) && !plain {
@@ -237,13 +238,14 @@ impl BackendBuilder {
     }
 }
 
-pub(crate) fn startup_error(error: VeilidAPIError) -> Error {
+/// What it means that the node does not start. Veilid says it in words only.
+pub(crate) fn startup_error(directory: &Path, error: VeilidAPIError) -> Error {
     let text = error.to_string();
     let says = |words: &[&str]| {
         let text = text.to_lowercase();
         words.iter().any(|word| text.contains(word))
     };
-    // What the table store says when its key is another one than before.
+    // The table store says no more when its key is another one than before.
     if matches!(error, VeilidAPIError::NotInitialized) || says(&["not initialized"]) {
         return Error::KeyLost;
     }
@@ -255,5 +257,35 @@ pub(crate) fn startup_error(error: VeilidAPIError) -> Error {
     ]) {
         return Error::KeyringUnavailable { reason: text };
     }
+    if says(&["disk is full", "no space left"]) {
+        let full = io::Error::new(io::ErrorKind::StorageFull, text);
+        return directory::failed(directory)(full);
+    }
+    if says(&["disk i/o error"]) {
+        return directory::failed(directory)(io::Error::other(text));
+    }
     Error::Veilid(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_a_node_does_not_start_is_told_apart() {
+        let of = |text: &str| startup_error(Path::new("d"), VeilidAPIError::generic(text));
+        assert!(matches!(
+            of("Could not initialize the protected store."),
+            Error::KeyringUnavailable { .. }
+        ));
+        let locked = VeilidAPIError::try_again("protected store is locked, retry once");
+        assert!(startup_error(Path::new("d"), locked).is_retryable());
+        assert!(matches!(of("Not initialized"), Error::KeyLost));
+        assert!(matches!(
+            of("database or disk is full"),
+            Error::Directory { source, .. } if source.kind() == io::ErrorKind::StorageFull
+        ));
+        assert!(matches!(of("disk I/O error"), Error::Directory { .. }));
+        assert!(matches!(of("something else"), Error::Veilid(_)));
+    }
 }

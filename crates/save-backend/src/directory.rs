@@ -143,13 +143,6 @@ fn key_file(config: &VeilidConfig) -> PathBuf {
         .join(format!("insecure_keyring_{}", config.namespace))
 }
 
-/// Removes the new version of the key file that a crash left half written: with it there, Veilid does not start.
-pub(crate) fn remove_half_written(config: &VeilidConfig) -> io::Result<()> {
-    let mut half = key_file(config).into_os_string();
-    half.push("~");
-    unless_missing(fs::remove_file(half))
-}
-
 /// Removes what a device made in its directory, keys first, and the directory itself if nothing else is in it.
 pub(crate) fn remove(directory: &Path, lock: File) -> Result<()> {
     let remove = || {

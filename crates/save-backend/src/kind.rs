@@ -140,6 +140,7 @@ fn store_kind(error: &store_adapter::Error) -> ErrorKind {
         | E::SequencesDamaged { .. }
         | E::Unverified
         | E::SequenceTooLarge { .. }
+        | E::IndexLost
         | E::KeyDamaged
         | E::DamagedKeyRecord
         | E::NewerKeyFormat { .. }

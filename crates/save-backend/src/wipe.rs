@@ -3,7 +3,7 @@
 use std::{fs::File, path::Path, sync::Arc};
 
 use store_adapter::VeilidStore;
-use veilid_core::VeilidAPI;
+use veilid_core::{VeilidAPI, VeilidConfig};
 
 use crate::{
     Backend, BackendBuilder, Error, KeyStorage, Result,
@@ -84,13 +84,17 @@ async fn remove_keys(directory: &Path) -> Result<()> {
         return Ok(());
     }
     place.apply(&mut config, &KeyStorage::Keyring, false);
-    // Veilid's own key, and the tables, which are worth nothing without it.
+    remove_with_node(directory, config).await
+}
+
+/// Only a node can reach the keyring, and Veilid's own key in it only while it starts. The tables are worth nothing without it.
+async fn remove_with_node(directory: &Path, mut config: VeilidConfig) -> Result<()> {
     config.protected_store.delete = true;
     config.table_store.wipe_on_invalid_device_encryption_key = true;
     config.table_store.delete = true;
     let api = veilid_core::api_startup(Arc::new(|_| {}), config)
         .await
-        .map_err(startup_error)?;
+        .map_err(|error| startup_error(directory, error))?;
     let removed = remove_secrets(&api, &directory.join(directory::BLOBS)).await;
     api.shutdown().await;
     removed
@@ -122,5 +126,82 @@ async fn remove_secrets(api: &VeilidAPI, blobs: &Path) -> Result<()> {
 fn keyring(error: veilid_core::VeilidAPIError) -> Error {
     Error::KeyringUnavailable {
         reason: error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use store_adapter::{Protection, StoreOptions};
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::state::State;
+
+    async fn start(config: &VeilidConfig) -> VeilidAPI {
+        veilid_core::api_startup(Arc::new(|_| {}), config.clone())
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_node_takes_keys_and_tables_away_without_the_password() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = directory::config(dir.path(), "w".to_owned());
+        KeyPlace::Nowhere.apply(&mut config, &KeyStorage::InsecureFile, true);
+        let api = start(&config).await;
+        let protection = Protection::Password(Zeroizing::new("lost".to_owned()));
+        let state = State::open(&api, dir.path(), protection.clone())
+            .await
+            .unwrap();
+        state.device().await.unwrap();
+        let blobs = dir.path().join(directory::BLOBS);
+        let options = StoreOptions::default().with_protection(protection.clone());
+        let store = VeilidStore::open(&api, &blobs, options).await.unwrap();
+        store.close().await.unwrap();
+        drop((state, store));
+        assert_eq!(api.list_user_secrets().await.unwrap().len(), 2);
+        api.shutdown().await;
+        let tables = || {
+            let entries = std::fs::read_dir(&config.table_store.directory).unwrap();
+            let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.collect::<std::collections::BTreeSet<_>>()
+        };
+        let before = tables();
+
+        remove_with_node(dir.path(), config.clone()).await.unwrap();
+        // What Veilid names itself is there again, empty.
+        assert!(
+            before
+                .intersection(&tables())
+                .all(|name| name.contains("__veilid"))
+        );
+        assert!(!blobs.exists());
+        let api = start(&config).await;
+        assert!(api.list_user_secrets().await.unwrap().is_empty());
+        api.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_not_wiped() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("missing");
+        assert!(matches!(
+            Backend::builder().directory(&missing).wipe().await,
+            Err(Error::Directory { .. })
+        ));
+        assert!(!missing.exists());
+    }
+
+    #[tokio::test]
+    async fn a_directory_in_use_is_not_wiped() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = directory::lock(dir.path()).unwrap();
+        directory::namespace(dir.path()).unwrap();
+        let wipe = || Backend::builder().directory(dir.path()).wipe();
+        assert!(matches!(wipe().await, Err(Error::DirectoryInUse)));
+        assert!(dir.path().join(directory::ID).exists());
+        drop(lock);
+        wipe().await.unwrap();
+        assert!(!dir.path().exists());
     }
 }

@@ -63,10 +63,7 @@ impl Drop for Silence {
 fn read_line() -> io::Result<Zeroizing<String>> {
     let mut line = Zeroizing::new(vec![0; LONGEST]);
     let mut len = 0;
-    loop {
-        let Some(rest) = line.get_mut(len..).filter(|rest| !rest.is_empty()) else {
-            break;
-        };
+    while let Some(rest) = line.get_mut(len..).filter(|rest| !rest.is_empty()) {
         let read = match rustix::io::read(io::stdin(), rest) {
             Err(rustix::io::Errno::INTR) => continue,
             read => read?,

@@ -26,5 +26,5 @@ pub use backend::veilid::open_table;
 pub use error::{Error, Result};
 pub use gc::GcReport;
 pub use iroh_blobs::{Hash, HashAndFormat};
-pub use secrets::{Protection, Secrets};
+pub use secrets::{Protection, Secrets, repair_secrets};
 pub use store::{Protected, StoreOptions, Usage, VeilidStore, VerifyProgress, VerifyReport};

@@ -12,9 +12,11 @@ use zeroize::Zeroizing;
 
 use crate::{Error, Result};
 
+mod file;
 mod raw;
 mod record;
 
+pub use file::repair_secrets;
 pub(crate) use raw::{RawSecrets, VeilidSecrets};
 
 use record::{Cost, Key, Record, Wrap};

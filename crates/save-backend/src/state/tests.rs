@@ -33,11 +33,11 @@ impl Node {
 
     async fn start_in(dir: Arc<TempDir>, namespace: String) -> Result<Self> {
         let mut config = directory::config(dir.path(), namespace.clone());
-        directory::remove_half_written(&config).unwrap();
+        store_adapter::repair_secrets(&config).unwrap();
         KeyPlace::of(&config).apply(&mut config, &KeyStorage::InsecureFile, false);
         let api = veilid_core::api_startup(Arc::new(|_| {}), config)
             .await
-            .map_err(startup_error)?;
+            .map_err(|error| startup_error(dir.path(), error))?;
         Ok(Self {
             api,
             namespace,

@@ -1,15 +1,13 @@
 //! Veilid's protected store as it is: names and bytes.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{fmt, io};
 
 use futures::future::BoxFuture;
+use tokio::sync::Mutex;
 use veilid_core::{VeilidAPI, VeilidAPIError};
 use zeroize::Zeroizing;
 
-use super::sync_parent;
+use super::file::SecretsFile;
 use crate::{Error, Result};
 
 /// Where secrets lie.
@@ -23,13 +21,16 @@ pub(crate) trait RawSecrets: Send + Sync + fmt::Debug {
     fn guarded(&self) -> bool;
 }
 
+/// Held while a secret is changed: all secrets of a node are in one file.
+static CHANGING: Mutex<()> = Mutex::const_new(());
+
 /// The protected store of a node.
 #[derive(Clone)]
 pub(crate) struct VeilidSecrets {
     api: VeilidAPI,
     guarded: bool,
-    /// Where Veilid puts secrets when it uses no keyring.
-    file: Option<PathBuf>,
+    /// Where they lie if the operating system does not guard them.
+    file: Option<SecretsFile>,
 }
 
 impl fmt::Debug for VeilidSecrets {
@@ -43,65 +44,59 @@ impl fmt::Debug for VeilidSecrets {
 impl VeilidSecrets {
     pub(crate) fn new(api: &VeilidAPI) -> Self {
         let config = api.config().ok();
-        let file = config.as_ref().map(|config| {
-            let name = match config.namespace.as_str() {
-                "" => "insecure_keyring".to_owned(),
-                namespace => format!("insecure_keyring_{namespace}"),
-            };
-            Path::new(&config.protected_store.directory).join(name)
-        });
+        let file = config.as_ref().map(|config| SecretsFile::of(config));
         let guarded = config.as_ref().is_some_and(|config| {
             let store = &config.protected_store;
             // Veilid makes the file as soon as it falls back on it.
             let in_file =
-                store.allow_insecure_fallback && file.as_ref().is_none_or(|file| file.exists());
+                store.allow_insecure_fallback && file.as_ref().is_none_or(SecretsFile::exists);
             !store.always_use_insecure_storage && !in_file
         });
         Self {
             api: api.clone(),
             guarded,
-            file,
+            file: file.filter(|_| !guarded),
         }
     }
 
-    /// Veilid renames a new file over the old one without syncing either.
-    async fn sync(&self) -> Result<()> {
-        let Some(path) = self.file.clone().filter(|_| !self.guarded) else {
-            return Ok(());
-        };
-        let failed = path.clone();
-        let sync = move || match std::fs::File::options().write(true).open(&path) {
-            Ok(file) => {
-                file.sync_all()?;
-                sync_parent(&path)
-            }
-            // There is a keyring after all.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+    async fn change(&self, name: &str, value: Option<&[u8]>) -> Result<()> {
+        let _changing = CHANGING.lock().await;
+        let before = self.api.load_user_secret(name.to_owned()).await;
+        let before = before.map_err(failed)?.map(Zeroizing::new);
+        self.with_file(SecretsFile::keep).await?;
+        let changed = match self.set(name, value).await {
+            Ok(()) => self.with_file(SecretsFile::settle).await,
             Err(error) => Err(error),
         };
-        tokio::task::spawn_blocking(sync)
-            .await
-            .map_err(|_| Error::Closed)?
-            .map_err(|source| Error::Io {
-                path: failed,
-                source,
-            })
+        if changed.is_err() && self.file.is_some() {
+            // This fails for the same reason, but puts right what Veilid has in memory.
+            let _ = self.set(name, before.as_ref().map(|value| &***value)).await;
+            self.with_file(SecretsFile::restore).await?;
+        }
+        changed
     }
 
-    /// Undoes a change that failed: Veilid keeps it in memory, and on disk a half-written file with which the node would
-    /// not start again.
-    async fn restore(&self, name: &str, before: Option<Vec<u8>>) {
-        let Some(path) = self.file.clone().filter(|_| !self.guarded) else {
-            return;
+    async fn set(&self, name: &str, value: Option<&[u8]>) -> Result<()> {
+        let name = name.to_owned();
+        let existed = match value {
+            Some(value) => self.api.save_user_secret(name, value.to_vec()).await,
+            None => self.api.remove_user_secret(name).await,
         };
-        // These fail for the same reason as before, but put right what is in memory.
-        let _ = match before {
-            Some(value) => self.api.save_user_secret(name.to_owned(), value).await,
-            None => self.api.remove_user_secret(name.to_owned()).await,
+        existed.map(drop).map_err(failed)
+    }
+
+    async fn with_file(
+        &self,
+        work: impl FnOnce(&SecretsFile) -> io::Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let Some(file) = self.file.clone() else {
+            return Ok(());
         };
-        let mut half = path.into_os_string();
-        half.push("~");
-        let _ = tokio::task::spawn_blocking(move || std::fs::remove_file(half)).await;
+        let path = file.path().to_owned();
+        tokio::task::spawn_blocking(move || work(&file))
+            .await
+            .map_err(|_| Error::Closed)?
+            .map_err(|source| Error::Io { path, source })
     }
 }
 
@@ -114,29 +109,11 @@ impl RawSecrets for VeilidSecrets {
     }
 
     fn save<'a>(&'a self, name: &'a str, value: &'a [u8]) -> BoxFuture<'a, Result<()>> {
-        Box::pin(async move {
-            let before = self.api.load_user_secret(name.to_owned()).await;
-            let before = before.map_err(failed)?;
-            let saved = self.api.save_user_secret(name.to_owned(), value.to_vec());
-            if let Err(error) = saved.await {
-                self.restore(name, before).await;
-                return Err(failed(error));
-            }
-            self.sync().await
-        })
+        Box::pin(self.change(name, Some(value)))
     }
 
     fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
-        Box::pin(async move {
-            let before = self.api.load_user_secret(name.to_owned()).await;
-            if let Err(error) = self.api.remove_user_secret(name.to_owned()).await {
-                if let Ok(before) = before {
-                    self.restore(name, before).await;
-                }
-                return Err(failed(error));
-            }
-            self.sync().await
-        })
+        Box::pin(self.change(name, None))
     }
 
     fn guarded(&self) -> bool {
