@@ -7,7 +7,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use bao_tree::ChunkRanges;
 use bytes::Bytes;
 use iroh_blobs::{Hash, api::proto::Bitfield};
 use lru::LruCache;
@@ -404,7 +403,12 @@ impl Core {
     }
 
     /// Writes down that some groups of a blob are not here any more, since they cannot be read. A blob without any is gone.
-    pub(crate) async fn lose(&self, blob: &Blob, entry: &Entry, groups: (u64, u64)) -> Result<()> {
+    pub(crate) async fn lose(
+        &self,
+        blob: &Blob,
+        entry: &Entry,
+        groups: &[(u64, u64)],
+    ) -> Result<()> {
         let mut work = blob.work.lock().await;
         let view = self.load(blob, &mut work).await?;
         let Some(now) = view.entry.filter(|now| now.id == entry.id) else {
@@ -427,7 +431,10 @@ impl Core {
                 ..Request::default()
             })
             .await?;
-        let ranges: ChunkRanges = &view.bitfield.ranges - &chunks_of_groups(groups.0, groups.1);
+        let mut ranges = view.bitfield.ranges.clone();
+        for (start, end) in groups {
+            ranges -= chunks_of_groups(*start, *end);
+        }
         let left = Bitfield::new(ranges.clone(), now.size);
         let file = match now.place {
             Place::File if left.total_bytes() > 0 => self.open_file(&now).await.ok(),
@@ -454,9 +461,11 @@ impl Core {
             Some(Partial::File(partial)) => partial,
             _ => FilePartial::new(file),
         };
-        partial
-            .fragments
-            .retain(|group, _| *group < groups.0 || *group >= groups.1);
+        partial.fragments.retain(|group, _| {
+            !groups
+                .iter()
+                .any(|(start, end)| (*start..*end).contains(group))
+        });
         work.partial = Some(Partial::File(partial));
         blob.view.send_replace(View {
             loaded: true,

@@ -24,7 +24,7 @@ use tokio::{io::AsyncWriteExt, sync::OwnedSemaphorePermit, task::JoinHandle};
 use crate::{
     Error, Result,
     backend::SegmentFile,
-    blob::{Blob, Partial},
+    blob::{Blob, Partial, chunks_of_groups},
     core::{Core, SMALL},
     index::{Entry, Place},
     seal::{self, Kind, SEALED_SEGMENT, SEGMENT, Segments, sealed_len, sealed_offset, segment_len},
@@ -146,7 +146,7 @@ impl Core {
                         Err(Error::Io { source, .. })
                             if source.kind() == io::ErrorKind::NotFound =>
                         {
-                            self.lose(blob, &entry, (0, u64::MAX)).await?;
+                            self.lose(blob, &entry, &[(0, u64::MAX)]).await?;
                             return Ok(None);
                         }
                         Err(error) => return Err(error),
@@ -184,7 +184,7 @@ impl Core {
                 _ => break,
             }
         }
-        self.lose(blob, &entry, (0, u64::MAX)).await?;
+        self.lose(blob, &entry, &[(0, u64::MAX)]).await?;
         Ok(None)
     }
 }
@@ -235,13 +235,34 @@ impl Source {
         }
     }
 
-    /// Notes that a group cannot be read.
-    async fn lost(&self, core: &Core, groups: (u64, u64)) {
+    /// Notes that some groups cannot be read.
+    async fn lost(&self, core: &Core, groups: &[(u64, u64)]) {
         if let Content::File { entry, .. } = &self.content
             && let Err(error) = core.lose(&self.blob, entry, groups).await
         {
             tracing::warn!(%error, "damage could not be written down");
         }
+    }
+
+    /// Notes that a group cannot be read, with all others of the blob that cannot either: damage rarely comes alone, and so
+    /// it is fetched again at once instead of one group for each attempt to read.
+    async fn damaged(&self, core: &Core, found: u64) {
+        let mut damaged = vec![(found, found + 1)];
+        let groups: Vec<u64> = (0..self.size.div_ceil(SEGMENT as u64))
+            .filter(|group| chunks_of_groups(*group, group + 1).is_subset(&self.present))
+            .collect();
+        for groups in groups.chunks(WINDOW) {
+            let Ok(read) = self.read(groups.to_vec(), |_, _| ()).get().await else {
+                break;
+            };
+            for unread in read.into_iter().filter_map(Result::err) {
+                match unread {
+                    Unread::Damaged(group) if group != found => damaged.push((group, group + 1)),
+                    Unread::Damaged(_) | Unread::Io(_) => {}
+                }
+            }
+        }
+        self.lost(core, &damaged).await;
     }
 }
 
@@ -439,7 +460,7 @@ async fn encode(
                         // It is there if anything below it is.
                         let below = ChunkRanges::from(node.chunk_range());
                         if !source.present.is_disjoint(&below) {
-                            source.lost(core, tree::place(index).0.groups()).await;
+                            source.lost(core, &[tree::place(index).0.groups()]).await;
                         }
                         return Err(EncodeError::ParentHashMismatch(node).into());
                     };
@@ -462,7 +483,7 @@ async fn encode(
                             }
                         }
                         Some(Err(Unread::Damaged(group))) => {
-                            source.lost(core, (group, group + 1)).await;
+                            source.damaged(core, group).await;
                             return Err(mismatch.into());
                         }
                         Some(Err(Unread::Io(error))) => return Err(EncodeError::Io(error).into()),
@@ -700,7 +721,7 @@ impl<'a> RangeReader<'a> {
             }
             Some(Err(Unread::Io(error))) => Err(error),
             Some(Err(Unread::Damaged(group))) => {
-                self.source.lost(self.core, (group, group + 1)).await;
+                self.source.damaged(self.core, group).await;
                 Err(io::Error::new(
                     io::ErrorKind::InvalidData,
                     "a part of the blob is damaged and counts as missing now",

@@ -381,7 +381,7 @@ pub(crate) async fn check_recent(core: &Core) -> Result<()> {
         core.view(&blob).await?;
         if !core.is_there(&entry).await? {
             missing += 1;
-            core.lose(&blob, &entry, (0, u64::MAX)).await?;
+            core.lose(&blob, &entry, &[(0, u64::MAX)]).await?;
         }
     }
     if missing > 0 {
