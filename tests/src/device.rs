@@ -142,7 +142,10 @@ impl Device {
             .arg(&self.network)
             .env_remove("SAVE_GROUP")
             .env_remove("SAVE_DIR")
-            .env_remove("SAVE_NETWORK");
+            .env_remove("SAVE_NETWORK")
+            .env_remove("SAVE_PASSWORD")
+            .env_remove("SAVE_PASSWORD_FILE")
+            .env_remove("SAVE_KEY_FILE");
         let mut command = Command::from(command);
         command
             .stdin(Stdio::null())

@@ -267,3 +267,102 @@ async fn what_is_stored_without_a_network_is_published_later() {
     assert_eq!(lines[0]["type"], "pong");
     stage.strike(vec![ana, ben]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_protected_changed_and_taken_away() {
+    let stage = Stage::set().await;
+    let mut ana = stage.device("ana").await;
+    ana.host().cut_off().await.unwrap();
+    let (one, two) = (stage.file("one", b"first\n"), stage.file("two", b"second"));
+    let key_file = stage.path("key");
+    let notes = stage.file("notes.txt", b"notes");
+    let with = |option: &'static str, file: &str, arguments: &[&str]| -> Vec<String> {
+        let options = ["--offline", "--timeout", "10", option, file];
+        let all = arguments.iter().chain(&options);
+        all.map(|argument| (*argument).to_owned()).collect()
+    };
+    const PASSWORD: &str = "--password-file";
+    const KEY: &str = "--key-file";
+
+    // With a password from the first command on.
+    let create = ["group", "create", "Press", "--as", "ana"];
+    ana.save(&with(PASSWORD, &one, &create)).await.unwrap();
+    ana.save(&with(PASSWORD, &one, &["put", &notes]))
+        .await
+        .unwrap();
+    let listed = ana.save(&with(PASSWORD, &one, &["ls"])).await.unwrap();
+    assert_eq!(listed.len(), 1);
+    let (code, kind, message) = failure(ana.save(&["ls"]).await);
+    assert_eq!((code, kind.as_str()), (16, "key_required"));
+    assert!(message.contains(PASSWORD), "{message}");
+    let (code, kind, _) = failure(ana.save(&with(KEY, &key_file, &["ls"])).await);
+    assert_eq!((code, kind.as_str()), (16, "key_required"));
+    assert!(!std::path::Path::new(&key_file).exists());
+    let (code, kind, _) = failure(ana.save(&with(PASSWORD, &two, &["ls"])).await);
+    assert_eq!((code, kind.as_str()), (17, "wrong_key"));
+
+    // By a key file instead.
+    let change = ["key", "change", "--new-key-file", &key_file];
+    let changed = ana.save(&with(PASSWORD, &one, &change)).await.unwrap();
+    assert_eq!(changed[0]["type"], "keys_changed");
+    assert_eq!(std::fs::read(&key_file).unwrap().len(), 32);
+    let (code, kind, message) = failure(ana.save(&with(PASSWORD, &one, &["ls"])).await);
+    assert_eq!((code, kind.as_str()), (16, "key_required"));
+    assert!(message.contains(KEY), "{message}");
+    let listed = ana.save(&with(KEY, &key_file, &["ls"])).await.unwrap();
+    assert_eq!(listed.len(), 1);
+    // The keyring is not there to change to, and nothing changes.
+    let change = ["key", "change", "--keyring"];
+    let (code, kind, _) = failure(ana.save(&with(KEY, &key_file, &change)).await);
+    assert_eq!((code, kind.as_str()), (11, "key_storage"));
+    // By nothing.
+    let change = ["key", "change", "--insecure"];
+    ana.save(&with(KEY, &key_file, &change)).await.unwrap();
+    let (code, kind, _) = failure(ana.save(&with(KEY, &key_file, &["ls"])).await);
+    assert_eq!((code, kind.as_str()), (11, "key_storage"));
+
+    // While `save run` runs.
+    ana.start(LIMIT).await.unwrap();
+    ana.save(&["key", "change", "--new-password-file", &two])
+        .await
+        .unwrap();
+    assert_eq!(paths(&ana).await, ["notes.txt"]);
+    ana.save(&["verify"]).await.unwrap();
+    ana.stop(LIMIT).await.unwrap();
+    let (code, _, _) = failure(ana.save(&["ls"]).await);
+    assert_eq!(code, 16);
+    let copy = stage.path("copy.txt");
+    ana.save(&with(PASSWORD, &two, &["get", "notes.txt", "-o", &copy]))
+        .await
+        .unwrap();
+    assert_eq!(std::fs::read(&copy).unwrap(), b"notes");
+
+    // What is damaged is found, once.
+    let large = stage.file("large.bin", &vec![7; 400_000]);
+    ana.save(&with(PASSWORD, &two, &["put", &large]))
+        .await
+        .unwrap();
+    let segments = ana.directory().join("blobs/segments");
+    let segment = std::fs::read_dir(segments).unwrap().next().unwrap();
+    let segment = segment.unwrap().path();
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[1000] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    let (code, kind, _) = failure(ana.save(&with(PASSWORD, &two, &["verify"])).await);
+    assert_eq!((code, kind.as_str()), (14, "damaged"));
+    let verified = ana.save(&with(PASSWORD, &two, &["verify"])).await.unwrap();
+    assert_eq!(verified[0]["damaged"], serde_json::json!([]));
+
+    // The password is lost.
+    ana.save(&["wipe", "--yes"]).await.unwrap();
+    assert!(!ana.directory().exists());
+    let create = ["group", "create", "Anew", "--offline", "--as", "ana"];
+    ana.save(&create).await.unwrap();
+    // While `save run` runs, which ends.
+    ana.start(LIMIT).await.unwrap();
+    ana.save(&["wipe", "--yes"]).await.unwrap();
+    ana.stop(LIMIT).await.unwrap();
+    let left = std::fs::read_dir(ana.directory()).map(|entries| entries.count());
+    assert_eq!(left.unwrap_or_default(), 0);
+    stage.strike(vec![ana]).await;
+}

@@ -227,16 +227,16 @@ impl Record {
             .collect()
             .await;
         let mut failed = Vec::new();
-        let mut older = Vec::new();
+        let mut resend = Vec::new();
         for (subkey, result) in results {
             match result {
-                Ok(Some(Note::Rollback { .. })) => older.push(subkey),
-                Ok(_) => {}
+                Ok(Some(_)) => resend.push(subkey),
+                Ok(None) => {}
                 Err(error) => failed.push((subkey, error)),
             }
         }
-        if !older.is_empty() && self.writable() {
-            self.restore(older).await;
+        if !resend.is_empty() && self.writable() {
+            self.restore(resend).await;
         }
         failed.sort_unstable_by_key(|(subkey, _)| *subkey);
         Ok(failed)
@@ -245,12 +245,18 @@ impl Record {
     async fn refresh_one(&self, subkey: u32) -> Result<Option<Note>> {
         match self.core.get(subkey, true).await? {
             None => Ok(None),
-            Some(data) => self.take_in(subkey, &data).await,
+            Some(data) => self.take_in(subkey, &data, None).await,
         }
     }
 
-    /// Merges a value that the network gave into the cache.
-    async fn take_in(&self, subkey: u32, data: &ValueData) -> Result<Option<Note>> {
+    /// Merges a value that the network gave into the cache. With `sent`, this device sent nothing above that number
+    /// that was not read back.
+    async fn take_in(
+        &self,
+        subkey: u32,
+        data: &ValueData,
+        sent: Option<u32>,
+    ) -> Result<Option<Note>> {
         let opened = self.unseal(subkey, data.data()).inspect_err(|error| {
             if !matches!(error, Error::NoContentKey) {
                 self.core.inner.emit(RecordEvent::Undecodable {
@@ -264,6 +270,7 @@ impl Record {
             counter: opened.counter,
             sealed: data.data(),
             seq: data.seq().to_option(),
+            above_sent: sent.is_some() && data.seq().to_option() > sent,
         };
         let _rows = self.core.rows.lock().await;
         let row = self.row(subkey, true).await?;
@@ -289,7 +296,7 @@ impl Record {
                     theirs,
                 })
             }
-            None => {}
+            Some(Note::Contested) | None => {}
         }
         Ok(note)
     }

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     fs::File,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -12,7 +13,7 @@ use dht_records::RecordEvent;
 use futures::future::join_all;
 use group::{Group, GroupContext};
 use serde::Serialize;
-use store_adapter::GcReport;
+use store_adapter::{GcReport, VerifyProgress, VerifyReport};
 use tokio::{
     sync::{RwLock, broadcast, watch},
     time::timeout,
@@ -21,7 +22,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use veilid_core::VeilidAPI;
 
 use crate::{
-    BackendBuilder, Error, EventKind, EventStream, GroupId, Result, events::Events, state::State,
+    BackendBuilder, Error, EventKind, EventStream, GroupId, KeyStorage, Result, events::Events,
+    state::State,
 };
 
 /// How long stopping tries to withdraw the tunnels from the DHT. What Veilid's own shutdown takes comes on top.
@@ -69,6 +71,7 @@ pub struct Backend {
 }
 
 pub(crate) struct Inner {
+    pub(crate) directory: PathBuf,
     pub(crate) api: VeilidAPI,
     pub(crate) context: GroupContext,
     /// Gone once stopped, so that nothing holds a table open.
@@ -103,11 +106,12 @@ impl Backend {
         state: State,
         attachment: watch::Receiver<Attachment>,
         events: Arc<Events>,
-        lock: File,
+        (directory, lock): (PathBuf, File),
     ) -> Self {
         let rollbacks = context.records.events();
         let backend = Self {
             inner: Arc::new(Inner {
+                directory,
                 api,
                 context,
                 state: RwLock::new(Some(state)),
@@ -243,12 +247,70 @@ impl Backend {
     }
 
     /// Gives back the space of blobs that no repo of any group names any more: deleted files, earlier versions, downloads that
-    /// were given up. Says how much it was.
+    /// were given up. Says how much it was. This also happens by itself every hour, and then it is erased for good as well.
     ///
     /// # Errors
     /// Those of the store; nothing that is named is removed.
     pub async fn collect_garbage(&self) -> Result<GcReport> {
         Ok(self.inner.context.store.gc().await?)
+    }
+
+    /// Collects garbage, and makes what was collected unreadable for good, also for who has the keys: what still belongs to the
+    /// archive is put under a new key and the old one destroyed.
+    ///
+    /// Flash memory can keep remains of what was removed, and of the old key, until it needs the space.
+    ///
+    /// # Errors
+    /// Those of the store; nothing that is named is removed.
+    pub async fn erase(&self) -> Result<GcReport> {
+        let report = self.collect_garbage().await?;
+        self.inner.context.store.erase().await?;
+        Ok(report)
+    }
+
+    /// Reads everything that is on this device and verifies it. What is damaged counts as missing afterwards, and is fetched again
+    /// when it is asked for and somebody has it.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn verify(
+        &self,
+        progress: impl FnMut(VerifyProgress) + Send,
+    ) -> Result<VerifyReport> {
+        Ok(self.inner.context.store.verify(progress).await?)
+    }
+
+    /// The bytes of all files and lists that are on this device.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn stored_bytes(&self) -> Result<u64> {
+        Ok(self.inner.context.store.usage().await?.bytes)
+    }
+
+    /// Guards the device's keys in another way from now on, and replaces them: for a new password, or when somebody may know the old
+    /// one. A crash at any point leaves a device that starts with either the old or the new.
+    ///
+    /// Where the keys lie does not change: in the keyring, or in a file of the directory. So [`KeyStorage::Keyring`] is refused on a
+    /// device that was first started without a keyring. A key file is made if there is none; the one of before is not removed.
+    ///
+    /// # Errors
+    /// Then the old protection stays: [`Error::InsecureKeyStorage`], [`Error::KeyringUnavailable`], [`Error::KeyFile`],
+    /// [`Error::PasswordRequired`] for an empty password, [`Error::Stopped`], those of the store.
+    pub async fn rekey(&self, storage: KeyStorage) -> Result<()> {
+        let protection = storage.protection(false);
+        let mut state = self.inner.state.write().await;
+        let state = state.as_mut().ok_or(Error::Stopped)?;
+        let rekey = state.begin_rekey(protection.clone()).await?;
+        if let Err(error) = self.inner.context.store.rekey(protection).await {
+            state.cancel_rekey(rekey.old).await;
+            return Err(error.into());
+        }
+        if let Err(error) = state.finish_rekey(rekey).await {
+            // The new protection counts, and the next start does the rest.
+            tracing::warn!(%error, "the change of protection is not complete yet");
+        }
+        Ok(())
     }
 
     /// Stops the device: withdraws its tunnels from the DHT (for at most three seconds), ends all transfers, and closes everything
@@ -264,8 +326,16 @@ impl Backend {
             return Ok(());
         }
         drop(state);
+        let (closed, lock) = self.end(WITHDRAW).await;
+        // Last of all: now another process may use the directory.
+        drop(lock);
+        closed
+    }
+
+    /// Ends everything once the state is gone. Gives the lock on the directory.
+    pub(crate) async fn end(&self, withdraw: Duration) -> (Result<()>, Option<File>) {
         let groups = std::mem::take(&mut *self.groups_map());
-        join_all(groups.values().map(|group| group.stop(WITHDRAW))).await;
+        join_all(groups.values().map(|group| group.stop(withdraw))).await;
         drop(groups);
         self.inner.context.tunnels.close().await;
         self.inner.context.records.close().await;
@@ -274,15 +344,13 @@ impl Backend {
         self.inner.tasks.wait().await;
         self.inner.api.clone().shutdown().await;
         self.inner.events.emit(EventKind::Stopped);
-        // Last of all: now another process may use the directory.
-        drop(
-            self.inner
-                .lock
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(),
-        );
-        Ok(closed?)
+        let lock = self
+            .inner
+            .lock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        (closed.map_err(Error::from), lock)
     }
 }
 

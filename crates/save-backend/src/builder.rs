@@ -4,20 +4,27 @@ use std::{
     fs::File,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use dht_records::{Records, TableCache};
 use group::{Group, GroupContext};
 use repo::{Clock, SystemClock};
-use store_adapter::{Protection, StoreOptions, VeilidStore};
+use store_adapter::{StoreOptions, VeilidStore};
 use tokio::sync::watch;
 use tunnels::{Limits, Tunnels};
 use veilid_core::{UpdateCallback, VeilidAPI, VeilidAPIError, VeilidConfig, VeilidUpdate};
 
 use crate::{
-    Backend, Error, EventKind, KeyStorage, NetworkSettings, Result, backend::Attachment,
-    events::Events, keys, state::State,
+    Backend, Error, EventKind, KeyStorage, NetworkSettings, Result,
+    backend::Attachment,
+    directory::{self, KeyPlace},
+    events::Events,
+    state::State,
 };
+
+/// How often what nothing names any more is removed, and erased for good.
+const COLLECT: Duration = Duration::from_secs(60 * 60);
 
 /// Says how a backend is to start.
 #[must_use]
@@ -85,7 +92,7 @@ impl BackendBuilder {
         self
     }
 
-    /// Where the device's keys are kept. Default: the operating system's keyring.
+    /// How the device's keys are guarded. Default: by the operating system's keyring.
     pub fn key_storage(mut self, key_storage: KeyStorage) -> Self {
         self.key_storage = key_storage;
         self
@@ -107,11 +114,13 @@ impl BackendBuilder {
     /// waiting for it.
     ///
     /// # Errors
-    /// [`Error::DirectoryInUse`], [`Error::Directory`], [`Error::KeyringUnavailable`], [`Error::KeyLost`],
-    /// [`Error::StateDamaged`], [`Error::Setting`]; nothing is deleted in any of these cases.
+    /// [`Error::DirectoryInUse`], [`Error::Directory`], [`Error::StateDamaged`], [`Error::Setting`]; of the keys
+    /// [`Error::KeyringUnavailable`], [`Error::PasswordRequired`], [`Error::KeyFileRequired`], [`Error::WrongKey`],
+    /// [`Error::NotWrapped`], [`Error::InsecureKeyStorage`], [`Error::KeyFile`], [`Error::KeyLost`], [`Error::KeyDamaged`],
+    /// [`Error::NewerKeyFormat`]. Nothing is deleted in any of these cases.
     pub async fn start(self) -> Result<Backend> {
-        let lock = lock(&self.directory)?;
-        let namespace = namespace(&self.directory)?;
+        let lock = directory::lock(&self.directory)?;
+        let namespace = directory::namespace(&self.directory)?;
         let events = Arc::new(Events::default());
         let updates = Arc::new(Updates {
             records: OnceLock::new(),
@@ -143,17 +152,20 @@ impl BackendBuilder {
         events: Arc<Events>,
         lock: File,
     ) -> Result<Backend> {
-        let state = State::open(api).await?;
+        let protection = self.key_storage.protection(self.network.insecure_storage);
+        let mut state = State::open(api, &self.directory, protection.clone()).await?;
         let device = state.device().await?;
         let cache = TableCache::open(api).await?;
         let records = Records::new(api.clone(), Arc::new(cache));
-        let protection = if self.insecure() {
-            Protection::Insecure
-        } else {
-            Protection::Keyring
-        };
-        let options = StoreOptions::default().with_protection(protection);
-        let store = VeilidStore::open(api, &self.directory.join("blobs"), options).await?;
+        let blobs = self.directory.join(directory::BLOBS);
+        let options = StoreOptions::default()
+            .with_protection(protection)
+            .with_gc_interval(Some(COLLECT));
+        let store = VeilidStore::open(api, &blobs, options).await?;
+        if let Err(error) = state.settle().await {
+            // What is there can be used all the same, on a full disk for example.
+            tracing::warn!(%error, "a change of the keys' protection is not complete yet");
+        }
         let tunnels = Tunnels::new(api.clone(), self.limits.clone());
         // Both are set once, here.
         let _ = updates.records.set(records.clone());
@@ -199,7 +211,7 @@ impl BackendBuilder {
             state,
             updates.attachment.subscribe(),
             events,
-            lock,
+            (self.directory.clone(), lock),
         );
         *backend.broken() = broken;
         for group in groups {
@@ -208,111 +220,40 @@ impl BackendBuilder {
         Ok(backend)
     }
 
-    fn insecure(&self) -> bool {
-        self.network.insecure_storage || self.key_storage == KeyStorage::InsecureFile
-    }
-
     fn config(&self, namespace: String) -> Result<VeilidConfig> {
-        let directory = self.directory.join("veilid");
-        let directory = directory.to_string_lossy();
-        let mut config = VeilidConfig::new(
-            "save-dweb",
-            "open-archive",
-            "org",
-            Some(&directory),
-            Some(&directory),
-        );
-        config.namespace = namespace;
+        let mut config = directory::config(&self.directory, namespace);
         self.network.apply(&mut config)?;
-        // Veilid's default deletes every table when the keyring is locked or lost.
-        config.table_store.wipe_on_invalid_device_encryption_key = false;
-        let insecure = self.insecure();
-        config.protected_store.always_use_insecure_storage = insecure;
-        config.protected_store.allow_insecure_fallback = insecure;
-        if insecure {
+        directory::remove_half_written(&config).map_err(directory::failed(&self.directory))?;
+        let plain = self.network.insecure_storage;
+        KeyPlace::of(&config).apply(&mut config, &self.key_storage, plain);
+        if matches!(self.key_storage, KeyStorage::InsecureFile) && !plain {
             tracing::warn!("this device's keys are kept in a plain file");
         }
         Ok(config)
     }
-}
 
-/// Makes the directory, and holds it for this process.
-fn lock(directory: &Path) -> Result<File> {
-    let failed = |source| Error::Directory {
-        path: directory.to_owned(),
-        source,
-    };
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(directory).map_err(failed)?;
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(directory.join("lock"))
-        .map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Error::DirectoryInUse),
-        Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
+    pub(crate) fn directory_path(&self) -> &Path {
+        &self.directory
     }
 }
 
-/// What tells this directory's keys from those of other directories in the same keyring: an id that is chosen once and moves with
-/// the directory.
-fn namespace(directory: &Path) -> Result<String> {
-    let failed = |source| Error::Directory {
-        path: directory.to_owned(),
-        source,
-    };
-    let path = directory.join("id");
-    match std::fs::read_to_string(&path) {
-        Ok(id) if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) => return Ok(id),
-        Ok(_) => {
-            return Err(Error::StateDamaged {
-                what: "the directory's id",
-            });
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
-    }
-    if directory.join("veilid").exists() {
-        // A new id would make everything below unreadable without a word.
-        return Err(Error::StateDamaged {
-            what: "the directory's id is gone",
-        });
-    }
-    let mut id = [0; 16];
-    getrandom::fill(&mut id).map_err(|_| Error::Randomness)?;
-    let id = data_encoding::HEXLOWER.encode(&id);
-    let new = directory.join("id.new");
-    let write = || {
-        let mut file = File::create(&new)?;
-        std::io::Write::write_all(&mut file, id.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&new, &path)?;
-        File::open(directory)?.sync_all()
-    };
-    write().map_err(failed)?;
-    Ok(id)
-}
-
-fn startup_error(error: VeilidAPIError) -> Error {
+pub(crate) fn startup_error(error: VeilidAPIError) -> Error {
     let text = error.to_string();
-    let about_keys = [
+    let says = |words: &[&str]| {
+        let text = text.to_lowercase();
+        words.iter().any(|word| text.contains(word))
+    };
+    // What the table store says when its key is another one than before.
+    if matches!(error, VeilidAPIError::NotInitialized) || says(&["not initialized"]) {
+        return Error::KeyLost;
+    }
+    if says(&[
         "protected store",
         "keyring",
         "user secret",
         "device encryption key",
-    ];
-    if about_keys
-        .iter()
-        .any(|word| text.to_lowercase().contains(word))
-    {
-        keys::keyring(error)
-    } else {
-        Error::Veilid(error)
+    ]) {
+        return Error::KeyringUnavailable { reason: text };
     }
+    Error::Veilid(error)
 }

@@ -70,17 +70,53 @@ pub enum Error {
     /// Another process uses the directory. End it, or talk to it.
     #[error("another process uses the directory")]
     DirectoryInUse,
-    /// The operating system has no keyring that could hold this device's keys, or it is locked. Unlock it, or choose
-    /// [`KeyStorage::InsecureFile`](crate::KeyStorage::InsecureFile) knowingly.
+    /// The operating system has no keyring that could hold this device's keys, or it is locked. Unlock it and try again; on a
+    /// machine without one choose [`KeyStorage::Password`](crate::KeyStorage::Password) or
+    /// [`KeyStorage::KeyFile`](crate::KeyStorage::KeyFile).
     #[error("no keyring holds this device's keys: {reason}")]
     KeyringUnavailable {
         /// What the keyring said.
         reason: String,
     },
-    /// The key that seals this device's state is gone from the keyring, while the state is still there. Restore the keyring;
-    /// nothing was deleted.
-    #[error("the key of this device's state is missing from its key storage")]
+    /// The keys were to be guarded by a keyring, and they lie in a plain file of the directory, unprotected. Nothing was changed.
+    /// Start with [`KeyStorage::InsecureFile`](crate::KeyStorage::InsecureFile) knowingly, and protect them with
+    /// [`Backend::rekey`](crate::Backend::rekey).
+    #[error("this device's keys lie in a plain file, not in a keyring")]
+    InsecureKeyStorage,
+    /// The keys are protected by a password. Start with it.
+    #[error("this device's keys are protected by a password")]
+    PasswordRequired,
+    /// The keys are protected by a key file. Start with it.
+    #[error("this device's keys are protected by a key file")]
+    KeyFileRequired,
+    /// A password or a key file was given, and the keys are protected by none. Start without, and protect them with
+    /// [`Backend::rekey`](crate::Backend::rekey).
+    #[error("this device's keys are protected neither by a password nor by a key file")]
+    NotWrapped,
+    /// It is another password, or another key file, that protects the keys. Try the right one.
+    #[error("the password or the key file is not the right one")]
+    WrongKey,
+    /// The key file cannot be read or made, or is no key file. Nothing was changed; make it available and try again.
+    #[error("the key file {} cannot be used", path.display())]
+    KeyFile {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The keys are gone from where they are kept, or belong to another device, while what they seal is still there. Nothing
+    /// was deleted; restore the keyring, or the directory as a whole.
+    #[error("this device's keys are missing from their storage")]
     KeyLost,
+    /// What is kept as a key is damaged. Nothing was changed; restore the keyring, or the directory as a whole.
+    #[error("this device's keys are damaged")]
+    KeyDamaged,
+    /// A newer version wrote the keys. Nothing was changed; use that version.
+    #[error("this device's keys have the unknown format {found}")]
+    NewerKeyFormat {
+        /// The version that they state.
+        found: u8,
+    },
     /// A row of this device's state does not open: it was changed on disk, or belongs to another key.
     #[error("the local state is damaged: {what}")]
     StateDamaged {
@@ -103,7 +139,7 @@ pub enum Error {
     Records(#[from] dht_records::Error),
     /// The blob store failed.
     #[error(transparent)]
-    Store(#[from] store_adapter::Error),
+    Store(store_adapter::Error),
     /// Veilid failed.
     #[error("the Veilid node failed")]
     Veilid(#[from] veilid_core::VeilidAPIError),
@@ -115,11 +151,31 @@ pub enum Error {
     Stopped,
 }
 
+impl From<store_adapter::Error> for Error {
+    fn from(error: store_adapter::Error) -> Self {
+        use store_adapter::Error as E;
+        match error {
+            E::KeyringUnavailable { reason } => Self::KeyringUnavailable { reason },
+            E::InsecureKeyStorage => Self::InsecureKeyStorage,
+            E::PasswordRequired => Self::PasswordRequired,
+            E::KeyFileRequired => Self::KeyFileRequired,
+            E::NotWrapped => Self::NotWrapped,
+            E::WrongKey => Self::WrongKey,
+            E::KeyFile { path, source } => Self::KeyFile { path, source },
+            E::KeyLost => Self::KeyLost,
+            E::KeyDamaged | E::DamagedKeyRecord => Self::KeyDamaged,
+            E::NewerKeyFormat { found } => Self::NewerKeyFormat { found },
+            E::Randomness => Self::Randomness,
+            error => Self::Store(error),
+        }
+    }
+}
+
 impl Error {
     /// Whether the same call can succeed later without a change by the caller.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Offline { .. } => true,
+            Self::Offline { .. } | Self::KeyringUnavailable { .. } => true,
             Self::Group(e) => e.is_retryable(),
             Self::Records(e) => e.is_retryable(),
             Self::Store(e) => e.is_retryable(),

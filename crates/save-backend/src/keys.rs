@@ -1,63 +1,145 @@
-//! The key that seals this device's state, and where it is kept.
+//! How this device's keys are guarded, and the key that seals its state.
+
+use std::{fmt, path::PathBuf};
 
 use chacha20poly1305::{
     KeyInit, XChaCha20Poly1305, XNonce,
     aead::{Aead, Payload},
 };
 use dht_records::{Purpose, SubKey};
-use veilid_core::VeilidAPI;
+use store_adapter::{Protection, Secrets};
 use zeroize::Zeroizing;
 
 use crate::{Error, Result};
 
-/// Where the device's keys are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How the device's keys are guarded: the key of its blobs, and the one that seals its groups' keys.
+#[derive(Clone, Default)]
 #[non_exhaustive]
 pub enum KeyStorage {
-    /// The operating system's keyring. Without one, or with a locked one, the backend does not start.
+    /// By the operating system's keyring. Without one, or with a locked one, the backend does not start.
     #[default]
     Keyring,
-    /// A plain file. Whoever reads the disk reads the archive: only for tests, and for machines whose disk is protected otherwise.
+    /// Wrapped by a password, with Argon2id, wherever they lie: in a keyring if there is one, else in a file of the
+    /// directory. Who forgets the password has lost what is on the device. An empty one is no password.
+    Password(Zeroizing<String>),
+    /// Wrapped by 32 random bytes in this file, wherever they lie. The file is made, for its owner alone, when the device
+    /// starts for the first time and there is no such file. It should lie elsewhere than the directory: who has both has
+    /// everything, and who loses it has lost what is on the device.
+    KeyFile(PathBuf),
+    /// In a plain file of the directory. Whoever reads the disk reads the archive: only for tests, and for machines whose disk
+    /// is protected otherwise.
     InsecureFile,
 }
 
-const NAME: &str = "save-dweb-state-key-v1";
+impl fmt::Debug for KeyStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Keyring => "Keyring",
+            Self::Password(_) => "Password([redacted])",
+            Self::KeyFile(_) => "KeyFile([redacted])",
+            Self::InsecureFile => "InsecureFile",
+        })
+    }
+}
+
+impl KeyStorage {
+    /// `plain` is whether the network's settings allow a plain file anyway.
+    pub(crate) fn protection(&self, plain: bool) -> Protection {
+        match self {
+            Self::Keyring if plain => Protection::Insecure,
+            Self::Keyring => Protection::Keyring,
+            Self::Password(password) => Protection::Password(password.clone()),
+            Self::KeyFile(path) => Protection::KeyFile(path.clone()),
+            Self::InsecureFile => Protection::Insecure,
+        }
+    }
+
+    /// Whether the keys are worth nothing to who finds them in a file.
+    pub(crate) fn wraps(&self) -> bool {
+        matches!(self, Self::Password(_) | Self::KeyFile(_))
+    }
+}
+
+/// Under which name the key of the state is kept.
+pub(crate) const NAME: &str = "save-dweb-state-key-v2";
+/// The same while the protection is being changed: under the new one, until everything else is.
+pub(crate) const NEXT: &str = "save-dweb-state-key-v2-next";
+
+const LEN: usize = 32;
 const VERSION: u8 = 1;
 const NONCE: usize = 24;
 
+/// A key as it is kept.
+type Bytes = Zeroizing<[u8; LEN]>;
+
 /// Seals and opens the rows of the local state.
-pub(crate) struct StateKey(SubKey);
+pub(crate) struct StateKey {
+    bytes: Bytes,
+    seal: SubKey,
+    /// The key before the last change, as long as there may be rows under it.
+    previous: Option<(Bytes, SubKey)>,
+}
 
 impl StateKey {
-    /// The key from the protected store; a new one if nothing was ever sealed.
-    pub(crate) async fn load(api: &VeilidAPI, state_is_empty: bool) -> Result<Self> {
-        let stored = api.load_user_secret(NAME.into()).await.map_err(keyring)?;
-        let bytes: Zeroizing<[u8; 32]> =
-            match stored.map(Zeroizing::new) {
-                Some(bytes) => Zeroizing::new(bytes.as_slice().try_into().map_err(|_| {
-                    Error::StateDamaged {
-                        what: "the state key",
-                    }
-                })?),
-                None if state_is_empty => {
-                    let mut bytes = Zeroizing::new([0; 32]);
-                    getrandom::fill(&mut *bytes).map_err(|_| Error::Randomness)?;
-                    api.save_user_secret(NAME.into(), bytes.to_vec())
-                        .await
-                        .map_err(keyring)?;
-                    bytes
-                }
-                None => return Err(Error::KeyLost),
-            };
-        Ok(Self(SubKey::from_bytes(*bytes).derive(Purpose::LocalState)))
+    pub(crate) fn new() -> Result<Self> {
+        let mut bytes = Zeroizing::new([0; LEN]);
+        getrandom::fill(&mut *bytes).map_err(|_| Error::Randomness)?;
+        Ok(Self::of(bytes, None))
+    }
+
+    /// The key that takes this one's place.
+    pub(crate) fn successor(&self) -> Result<Self> {
+        Ok(Self::of(Self::new()?.bytes, Some(self.bytes.clone())))
+    }
+
+    fn of(bytes: Bytes, previous: Option<Bytes>) -> Self {
+        let seal = |bytes: &Bytes| SubKey::from_bytes(**bytes).derive(Purpose::LocalState);
+        Self {
+            seal: seal(&bytes),
+            previous: previous.map(|bytes| {
+                let seal = seal(&bytes);
+                (bytes, seal)
+            }),
+            bytes,
+        }
+    }
+
+    /// The key as it is kept: 32 bytes, followed by those of the previous key.
+    pub(crate) fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
+        let mut out = Zeroizing::new(Vec::with_capacity(2 * LEN));
+        out.extend_from_slice(&*self.bytes);
+        if let Some((previous, _)) = &self.previous {
+            out.extend_from_slice(&**previous);
+        }
+        out
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let damaged = || Error::KeyDamaged;
+        let (first, rest) = bytes.split_first_chunk::<LEN>().ok_or_else(damaged)?;
+        let previous = match rest {
+            [] => None,
+            rest => Some(Zeroizing::new(
+                *<&[u8; LEN]>::try_from(rest).map_err(|_| damaged())?,
+            )),
+        };
+        Ok(Self::of(Zeroizing::new(*first), previous))
+    }
+
+    /// Whether there may be rows under an earlier key.
+    pub(crate) fn has_previous(&self) -> bool {
+        self.previous.is_some()
+    }
+
+    pub(crate) fn forget_previous(&mut self) {
+        self.previous = None;
     }
 
     /// Seals `plain`, so that it opens only under the same `row`.
     pub(crate) fn seal(&self, row: &[u8], plain: &[u8]) -> Result<Vec<u8>> {
         let mut nonce = [0; NONCE];
         getrandom::fill(&mut nonce).map_err(|_| Error::Randomness)?;
-        let sealed = self
-            .cipher()
+        let sealed = cipher(&self.seal)
             .encrypt(
                 &XNonce::from(nonce),
                 Payload {
@@ -83,37 +165,63 @@ impl StateKey {
             });
         }
         let (nonce, sealed) = rest.split_first_chunk::<NONCE>().ok_or_else(damaged)?;
-        self.cipher()
-            .decrypt(
-                &XNonce::from(*nonce),
-                Payload {
-                    msg: sealed,
-                    aad: row,
-                },
-            )
+        let open = |key: &SubKey| {
+            let payload = Payload {
+                msg: sealed,
+                aad: row,
+            };
+            cipher(key).decrypt(&XNonce::from(*nonce), payload).ok()
+        };
+        open(&self.seal)
+            .or_else(|| self.previous.as_ref().and_then(|(_, key)| open(key)))
             .map(Zeroizing::new)
-            .map_err(|_| damaged())
-    }
-
-    fn cipher(&self) -> XChaCha20Poly1305 {
-        XChaCha20Poly1305::new(self.0.as_bytes().into())
+            .ok_or_else(damaged)
     }
 }
 
-/// What the protected store says when there is no keyring, or it is locked.
-pub(crate) fn keyring(error: veilid_core::VeilidAPIError) -> Error {
-    Error::KeyringUnavailable {
-        reason: error.to_string(),
-    }
+fn cipher(key: &SubKey) -> XChaCha20Poly1305 {
+    XChaCha20Poly1305::new(key.as_bytes().into())
+}
+
+/// The key from the protected store, and whether it was found only where a change of protection that was cut off left it.
+pub(crate) async fn load(secrets: &Secrets) -> Result<(Option<StateKey>, bool)> {
+    let (bytes, cut_off) = match secrets.load(NAME).await {
+        Ok(bytes) => (bytes, false),
+        Err(error) if guarded_otherwise(&error) => match secrets.load(NEXT).await {
+            Ok(Some(bytes)) => (Some(bytes), true),
+            _ => return Err(error.into()),
+        },
+        Err(error) => return Err(error.into()),
+    };
+    let key = bytes
+        .map(|bytes| StateKey::from_bytes(&bytes))
+        .transpose()?;
+    Ok((key, cut_off))
+}
+
+fn guarded_otherwise(error: &store_adapter::Error) -> bool {
+    use store_adapter::Error as E;
+    matches!(
+        error,
+        E::WrongKey
+            | E::PasswordRequired
+            | E::KeyFileRequired
+            | E::NotWrapped
+            | E::InsecureKeyStorage
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn key(byte: u8) -> StateKey {
+        StateKey::from_bytes(&[byte; LEN]).unwrap()
+    }
+
     #[test]
     fn rows_open_under_their_own_name_only() {
-        let key = StateKey(SubKey::from_bytes([7; 32]));
+        let key = key(7);
         let sealed = key.seal(b"row", b"secret").unwrap();
         assert!(!sealed.windows(6).any(|w| w == b"secret"));
         assert_eq!(*key.open(b"row", &sealed).unwrap(), b"secret");
@@ -130,5 +238,43 @@ mod tests {
             ));
         }
         assert!(key.open(b"row", &[]).is_err());
+    }
+
+    #[test]
+    fn a_successor_opens_the_old_rows_until_it_forgets() {
+        let old = key(7);
+        let sealed = old.seal(b"row", b"secret").unwrap();
+        let mut new = old.successor().unwrap();
+        assert!(new.has_previous());
+        assert_eq!(*new.open(b"row", &sealed).unwrap(), b"secret");
+        let resealed = new.seal(b"row", b"secret").unwrap();
+        assert!(old.open(b"row", &resealed).is_err());
+        let kept = StateKey::from_bytes(&new.to_bytes()).unwrap();
+        assert_eq!(*kept.open(b"row", &sealed).unwrap(), b"secret");
+        assert_eq!(*kept.open(b"row", &resealed).unwrap(), b"secret");
+        new.forget_previous();
+        assert!(new.open(b"row", &sealed).is_err());
+        assert_eq!(new.to_bytes().len(), LEN);
+        assert_eq!(*new.open(b"row", &resealed).unwrap(), b"secret");
+    }
+
+    #[test]
+    fn a_key_of_another_length_is_damage() {
+        for len in [0, 31, 33, 63, 65] {
+            assert!(matches!(
+                StateKey::from_bytes(&vec![1; len]),
+                Err(Error::KeyDamaged)
+            ));
+        }
+    }
+
+    #[test]
+    fn nothing_secret_is_printed() {
+        for storage in [
+            KeyStorage::Password(Zeroizing::new("hunter2".to_owned())),
+            KeyStorage::KeyFile("/hunter2".into()),
+        ] {
+            assert!(!format!("{storage:?}").contains("hunter2"));
+        }
     }
 }

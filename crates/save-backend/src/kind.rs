@@ -28,6 +28,10 @@ pub enum ErrorKind {
     DirectoryInUse,
     /// The keys cannot be stored or read.
     KeyStorage,
+    /// The keys are protected by a password or a key file, and none was given.
+    KeyRequired,
+    /// The password or the key file is not the right one.
+    WrongKey,
     /// A local file or directory cannot be read or written.
     Io,
     /// What arrived or is stored is not what it should be.
@@ -48,8 +52,16 @@ impl Error {
             Self::InvalidName { .. } | Self::Setting { .. } => ErrorKind::Invalid,
             Self::File { source, .. } | Self::Directory { source, .. } => io_kind(source),
             Self::DirectoryInUse => ErrorKind::DirectoryInUse,
-            Self::KeyringUnavailable { .. } | Self::KeyLost => ErrorKind::KeyStorage,
-            Self::StateDamaged { .. } => ErrorKind::Damaged,
+            Self::PasswordRequired | Self::KeyFileRequired => ErrorKind::KeyRequired,
+            Self::WrongKey => ErrorKind::WrongKey,
+            Self::KeyringUnavailable { .. }
+            | Self::InsecureKeyStorage
+            | Self::NotWrapped
+            | Self::KeyFile { .. }
+            | Self::KeyLost => ErrorKind::KeyStorage,
+            Self::StateDamaged { .. } | Self::KeyDamaged | Self::NewerKeyFormat { .. } => {
+                ErrorKind::Damaged
+            }
             Self::Group(error) => group_kind(error),
             Self::Records(error) => records_kind(error),
             Self::Store(error) => store_kind(error),
@@ -121,8 +133,25 @@ fn store_kind(error: &store_adapter::Error) -> ErrorKind {
     use store_adapter::Error as E;
     match error {
         E::InUse { .. } => ErrorKind::DirectoryInUse,
-        E::UnknownFormat { .. } | E::Damaged { .. } => ErrorKind::Damaged,
-        E::Io { source, .. } => io_kind(source),
+        E::UnknownFormat { .. }
+        | E::OlderFormat { .. }
+        | E::NewerFormat { .. }
+        | E::TagsDamaged { .. }
+        | E::SequencesDamaged { .. }
+        | E::Unverified
+        | E::SequenceTooLarge { .. }
+        | E::KeyDamaged
+        | E::DamagedKeyRecord
+        | E::NewerKeyFormat { .. }
+        | E::Damaged { .. } => ErrorKind::Damaged,
+        E::Io { source, .. } | E::Input { source } => io_kind(source),
+        E::PasswordRequired | E::KeyFileRequired => ErrorKind::KeyRequired,
+        E::WrongKey => ErrorKind::WrongKey,
+        E::KeyringUnavailable { .. }
+        | E::InsecureKeyStorage
+        | E::NotWrapped
+        | E::KeyFile { .. }
+        | E::KeyLost => ErrorKind::KeyStorage,
         _ => ErrorKind::Other,
     }
 }
@@ -147,5 +176,30 @@ mod tests {
         assert_eq!(Error::Group(group).kind(), ErrorKind::Offline);
         let missing = group::Error::Repo(repo::Error::NoSuchFile);
         assert_eq!(Error::Group(missing).kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_keys_is_told_apart() {
+        use store_adapter::Error as E;
+        let file = || E::KeyFile {
+            path: "key".into(),
+            source: io::ErrorKind::NotFound.into(),
+        };
+        for (error, kind) in [
+            (E::PasswordRequired, ErrorKind::KeyRequired),
+            (E::KeyFileRequired, ErrorKind::KeyRequired),
+            (E::WrongKey, ErrorKind::WrongKey),
+            (E::InsecureKeyStorage, ErrorKind::KeyStorage),
+            (E::NotWrapped, ErrorKind::KeyStorage),
+            (E::KeyLost, ErrorKind::KeyStorage),
+            (file(), ErrorKind::KeyStorage),
+            (E::DamagedKeyRecord, ErrorKind::Damaged),
+            (E::NewerKeyFormat { found: 2 }, ErrorKind::Damaged),
+        ] {
+            assert_eq!(store_kind(&error), kind, "{error}");
+            let error = Error::from(error);
+            assert!(!matches!(error, Error::Store(_)), "{error}");
+            assert_eq!(error.kind(), kind, "{error}");
+        }
     }
 }

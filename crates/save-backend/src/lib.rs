@@ -5,6 +5,7 @@
 
 mod backend;
 mod builder;
+mod directory;
 mod error;
 mod events;
 mod groups;
@@ -13,6 +14,7 @@ mod kind;
 pub mod link;
 mod settings;
 mod state;
+mod wipe;
 
 pub use backend::{Backend, GroupStatus, Status};
 pub use builder::BackendBuilder;
@@ -25,5 +27,5 @@ pub use kind::ErrorKind;
 pub use link::*;
 pub use repo::{Clock, Entry, EntryPath, FileReader, PathError, SystemClock};
 pub use settings::NetworkSettings;
-pub use store_adapter::GcReport;
+pub use store_adapter::{GcReport, Hash, VerifyProgress, VerifyReport};
 pub use veilid_core::PublicKey;

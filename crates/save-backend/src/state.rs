@@ -1,12 +1,18 @@
 //! What the device remembers: who it is, and the groups that it is in, sealed row by row in Veilid's table store.
 
+use std::path::Path;
+
 use dht_records::{DeviceId, GroupAccess};
 use group::GroupSecrets;
 use serde::{Deserialize, Serialize};
+use store_adapter::{Protection, Secrets};
 use veilid_core::{KeyPair, PublicKey, TableDB, VeilidAPI};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::{Error, Result, keys::StateKey};
+use crate::{
+    Error, Result,
+    keys::{self, StateKey},
+};
 
 const TABLE: &str = "save_dweb_state_v1";
 const COLUMN: u32 = 0;
@@ -17,6 +23,16 @@ const GROUP: &[u8] = b"group/";
 pub(crate) struct State {
     table: TableDB,
     key: StateKey,
+    secrets: Secrets,
+    /// Whether a change of protection was cut off when only this key's next record was there.
+    cut_off: bool,
+}
+
+/// A change of protection that has begun.
+pub(crate) struct Rekey {
+    key: StateKey,
+    /// How the keys were guarded before.
+    pub(crate) old: Protection,
 }
 
 /// The keys of a group, as they are sealed.
@@ -38,11 +54,111 @@ impl Drop for StoredGroup {
 }
 
 impl State {
-    pub(crate) async fn open(api: &VeilidAPI) -> Result<Self> {
-        let table = api.open_table_db(TABLE, 1).await?;
+    /// Opens the state; makes its key if nothing was ever sealed.
+    pub(crate) async fn open(
+        api: &VeilidAPI,
+        directory: &Path,
+        protection: Protection,
+    ) -> Result<Self> {
+        let table = store_adapter::open_table(api, directory, TABLE, 1).await?;
         let empty = table.get_key_count(COLUMN).await? == 0;
-        let key = StateKey::load(api, empty).await?;
-        Ok(Self { table, key })
+        let secrets = Secrets::new(api, protection);
+        let (key, cut_off) = match keys::load(&secrets).await? {
+            (Some(key), cut_off) => (key, cut_off),
+            (None, _) if empty => {
+                let key = StateKey::new()?;
+                secrets.save(keys::NAME, &key.to_bytes()).await?;
+                (key, false)
+            }
+            (None, _) => return Err(Error::KeyLost),
+        };
+        Ok(Self {
+            table,
+            key,
+            secrets,
+            cut_off,
+        })
+    }
+
+    /// First half of changing the protection: puts a new key where [`open`](Self::open) finds it with the new protection, while the old
+    /// one still opens everything. If this fails, nothing has changed.
+    ///
+    /// Between the halves the rest of the device is changed, at once or not at all. Then whichever protection opens that
+    /// opens this, too.
+    pub(crate) async fn begin_rekey(&mut self, protection: Protection) -> Result<Rekey> {
+        let key = self.key.successor()?;
+        let old = self.secrets.set_protection(protection).await;
+        match self.secrets.save(keys::NEXT, &key.to_bytes()).await {
+            Ok(()) => Ok(Rekey { key, old }),
+            Err(error) => {
+                self.cancel_rekey(old).await;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Instead of the second half.
+    pub(crate) async fn cancel_rekey(&mut self, old: Protection) {
+        self.secrets.set_protection(old).await;
+        if let Err(error) = self.secrets.remove(keys::NEXT).await {
+            // It is of no use to anybody, and the next start removes it.
+            tracing::warn!(%error, "a key that was not put to use is still there");
+        }
+    }
+
+    /// Second half: from now on only the new protection opens the state.
+    pub(crate) async fn finish_rekey(&mut self, rekey: Rekey) -> Result<()> {
+        self.key = rekey.key;
+        self.cut_off = true;
+        self.settle().await
+    }
+
+    /// Brings to its end a change of protection, this one or one that was cut off. To be called when all the rest of the device
+    /// is open, so that it is sure which protection counts.
+    pub(crate) async fn settle(&mut self) -> Result<()> {
+        if self.cut_off {
+            self.secrets.save(keys::NAME, &self.key.to_bytes()).await?;
+            self.cut_off = false;
+        }
+        if self.key.has_previous() {
+            self.seal_anew().await?;
+            let mut key = StateKey::from_bytes(&self.key.to_bytes())?;
+            key.forget_previous();
+            self.secrets.save(keys::NAME, &key.to_bytes()).await?;
+            self.key = key;
+        }
+        Ok(self.secrets.remove(keys::NEXT).await?)
+    }
+
+    /// Takes the key away. What is sealed stays sealed for good.
+    pub(crate) async fn remove_key(&self) -> Result<()> {
+        self.secrets.remove(keys::NAME).await?;
+        Ok(self.secrets.remove(keys::NEXT).await?)
+    }
+
+    async fn seal_anew(&self) -> Result<()> {
+        let transaction = self.table.transact();
+        let sealed = async {
+            for row in self.table.get_keys(COLUMN).await? {
+                let plain = match self.load(&row).await {
+                    Ok(Some(plain)) => plain,
+                    Ok(None) => continue,
+                    // It does not open with any key, and stays what it is.
+                    Err(Error::StateDamaged { .. }) => continue,
+                    Err(error) => return Err(error),
+                };
+                let sealed = self.key.seal(&row, &plain)?;
+                transaction.store(COLUMN, row, sealed.into()).await?;
+            }
+            Ok(())
+        };
+        if let Err(error) = sealed.await {
+            transaction.rollback();
+            return Err(error);
+        }
+        transaction.commit().await?;
+        // The new rows have to last before the old key goes.
+        Ok(self.table.cleanup().await?)
     }
 
     /// The id of this device; chosen at random the first time.
@@ -114,7 +230,8 @@ impl State {
         self.table
             .store(COLUMN, bytes::Bytes::copy_from_slice(row), sealed.into())
             .await?;
-        Ok(())
+        // Without this, a power cut in the next moments would take a group's keys.
+        Ok(self.table.cleanup().await?)
     }
 }
 
@@ -141,3 +258,6 @@ fn decode(json: &[u8]) -> Result<GroupSecrets> {
         me: stored.me.clone(),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -52,6 +52,32 @@ pub struct Common {
     /// Use what is on this device, and never wait for the network
     #[arg(long, global = true)]
     pub offline: bool,
+    /// The file with the password that protects the keys
+    ///
+    /// Its first line without the line break. Without this option the password can stand in SAVE_PASSWORD; at a terminal it is
+    /// asked for when it is needed.
+    #[arg(
+        long,
+        global = true,
+        env = "SAVE_PASSWORD_FILE",
+        value_name = "FILE",
+        conflicts_with_all = ["key_file", "ask_password", "insecure_key_storage"]
+    )]
+    pub password_file: Option<PathBuf>,
+    /// The file that protects the keys; made by the first command
+    ///
+    /// It belongs on another medium than the directory. Without it, nothing on this device can be read.
+    #[arg(
+        long,
+        global = true,
+        env = "SAVE_KEY_FILE",
+        value_name = "FILE",
+        conflicts_with_all = ["ask_password", "insecure_key_storage"]
+    )]
+    pub key_file: Option<PathBuf>,
+    /// Protect the keys by a password that is asked for
+    #[arg(long, global = true, conflicts_with = "insecure_key_storage")]
+    pub ask_password: bool,
     /// Keep the keys in a plain file, on a machine without a keyring
     ///
     /// Everybody who can read the directory can then read the keys, and with them all that is archived. A network
@@ -105,6 +131,56 @@ pub enum Command {
         /// A name or the beginning of a key [default: all others]
         member: Option<String>,
     },
+    /// Read everything that is on this device and check it
+    ///
+    /// What is damaged counts as missing from then on, and is fetched again when it is asked for. The exit code is 14 if
+    /// anything was.
+    Verify,
+    /// Protect this device's keys in another way
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Take everything that this device keeps away, for good
+    ///
+    /// First the keys, without which nothing can be read any more, then all the rest. Neither password nor key file is needed. What
+    /// other members have of this device's files stays with them. Flash memory can keep remains of what was removed for
+    /// a while.
+    Wipe {
+        /// Really do it
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// What can be done with the keys.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Protect the keys in another way, and replace them
+    ///
+    /// Without an option, a new password is asked for, or taken from SAVE_NEW_PASSWORD. The present one is given as with
+    /// every other command. From then on only the new one opens this device.
+    #[command(after_help = "Examples:
+  save key change                       asks for the old password and the new one
+  save --password-file old key change --new-password-file new
+  save key change --new-key-file /media/stick/save.key")]
+    Change(KeyChange),
+}
+
+/// The arguments of `key change`.
+#[derive(Args, Debug)]
+#[group(multiple = false)]
+pub struct KeyChange {
+    /// By the password in this file
+    #[arg(long, value_name = "FILE")]
+    pub new_password_file: Option<PathBuf>,
+    /// By this file, which is made if there is none
+    #[arg(long, value_name = "FILE")]
+    pub new_key_file: Option<PathBuf>,
+    /// By the system's keyring alone
+    #[arg(long)]
+    pub keyring: bool,
+    /// By nothing
+    #[arg(long)]
+    pub insecure: bool,
 }
 
 /// What can be done with groups.
@@ -218,6 +294,10 @@ fn after_long_help() -> String {
   save ls
   save get march/crowd.jpg
 
+Keys:
+  This device's keys lie in the system's keyring. Where there is none, they are protected by a password
+  (--password-file, SAVE_PASSWORD, --ask-password) or a key file (--key-file), from the first command on.
+
 Files:
   DIR/save.sock is the socket of a running `save run`; only its own user can use it.
 
@@ -263,6 +343,16 @@ mod tests {
             "save status",
             "save ping",
             "save --timeout 2.5 --offline ping Ana",
+            "save --password-file p run",
+            "save run --key-file k",
+            "save --ask-password status",
+            "save verify --json",
+            "save key change",
+            "save key change --new-password-file n --password-file p",
+            "save key change --new-key-file n",
+            "save key change --keyring",
+            "save key change --insecure",
+            "save wipe --yes",
         ] {
             if let Err(error) = parse(line) {
                 panic!("{line}: {error}");
@@ -281,6 +371,12 @@ mod tests {
             "save --timeout -1 ls",
             "save --timeout nan ls",
             "save fly",
+            "save --password-file p --key-file k run",
+            "save --ask-password --key-file k run",
+            "save --insecure-key-storage --password-file p run",
+            "save key",
+            "save key change --keyring --insecure",
+            "save key change --new-key-file a --new-password-file b",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

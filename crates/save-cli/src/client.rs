@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use futures::{SinkExt as _, StreamExt as _};
-use save_backend::Backend;
+use save_backend::{Backend, KeyStorage};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::codec::Framed;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
+use crate::keys::Keys;
 use crate::ops::{self, BACKLOG, Device, Operation};
 use crate::protocol::{Call, Frame, FrameCodec, PROTOCOL_VERSION};
 use crate::settings::Settings;
@@ -19,7 +21,7 @@ use crate::socket;
 /// How long a backend may take to end: the tunnels' withdrawal has its own limit of three seconds within it.
 pub const STOP_LIMIT: Duration = Duration::from_millis(4_400);
 /// How often a directory is tried that another command uses.
-const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+pub const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A way to have requests answered.
 pub enum Service {
@@ -31,24 +33,32 @@ pub enum Service {
 
 impl Service {
     /// Finds the running `save run`, or starts a node. Where another command uses the directory at the moment, waits
-    /// for its end as long as the timeout says.
+    /// for its end as long as the timeout says. Asks for the password where one is needed and there is a terminal.
     ///
     /// # Errors
-    /// [`Error::DirectoryInUse`], [`Error::NoKeyStorage`] and whatever the backend's start gives.
+    /// [`Error::DirectoryInUse`], [`Error::NoKeyStorage`], [`Error::Keys`] and whatever the backend's start gives.
     pub async fn open(settings: &Settings) -> Result<Self> {
-        let deadline = Instant::now() + settings.timeout;
+        let mut deadline = Instant::now() + settings.timeout;
         let mut told = false;
+        let mut keys = Keys::new(settings);
         loop {
             if let Some(stream) = socket::connect(&settings.directory).await? {
                 return Ok(Self::Daemon(stream));
             }
-            match start(settings).await {
+            let storage = keys.storage().await?;
+            match start(settings, storage).await {
                 Ok(backend) => {
                     return Ok(Self::Own(Device {
                         backend,
                         directory: settings.directory.clone(),
                         daemon: None,
+                        wiped: CancellationToken::new(),
                     }));
+                }
+                Err(Error::Keys { error, .. }) if keys.can_ask_again(&error) => {
+                    // What the user takes to type does not count.
+                    keys.ask_again(&error).await?;
+                    deadline = Instant::now() + settings.timeout;
                 }
                 Err(Error::DirectoryInUse { .. }) if Instant::now() < deadline => {
                     if !told {
@@ -149,21 +159,56 @@ impl Drop for AbortOnDrop {
 ///
 /// # Errors
 /// [`Error::DirectoryInUse`] if another process uses the directory, [`Error::NoKeyStorage`] if the system has no
-/// keyring, and whatever else the backend's start gives.
-pub async fn start(settings: &Settings) -> Result<Backend> {
+/// keyring, [`Error::Keys`] if it is the wrong key, and whatever else the backend's start gives.
+pub async fn start(settings: &Settings, keys: KeyStorage) -> Result<Backend> {
     let builder = Backend::builder()
         .directory(&settings.directory)
         .network(settings.network.clone())
-        .key_storage(settings.key_storage);
-    let started = undisturbed(builder.start()).await?;
-    started.map_err(|error| match error {
-        save_backend::Error::DirectoryInUse => Error::DirectoryInUse {
-            directory: settings.directory.clone(),
-            limit: settings.timeout,
-        },
-        save_backend::Error::KeyringUnavailable { reason } => Error::NoKeyStorage { reason },
-        error => Error::from(error),
-    })
+        .key_storage(keys);
+    undisturbed(builder.start())
+        .await?
+        .map_err(|error| explained(settings, error))
+}
+
+/// Takes everything away that is in the directory, once.
+///
+/// # Errors
+/// As [`start`].
+pub async fn wipe(settings: &Settings) -> Result<()> {
+    let builder = Backend::builder().directory(&settings.directory);
+    undisturbed(builder.wipe())
+        .await?
+        .map_err(|error| explained(settings, error))
+}
+
+/// Says what can be done.
+fn explained(settings: &Settings, error: save_backend::Error) -> Error {
+    use save_backend::Error as E;
+    let advice = match &error {
+        E::DirectoryInUse => {
+            return Error::DirectoryInUse {
+                directory: settings.directory.clone(),
+                limit: settings.timeout,
+            };
+        }
+        E::KeyringUnavailable { reason } => {
+            return Error::NoKeyStorage {
+                reason: reason.clone(),
+            };
+        }
+        E::PasswordRequired => {
+            "give it with --password-file or SAVE_PASSWORD, or start the command at a terminal"
+        }
+        E::KeyFileRequired => "give it with --key-file",
+        E::WrongKey => "nothing was changed",
+        E::NotWrapped => "leave it away, and use `save key change` to protect them",
+        E::InsecureKeyStorage => {
+            "allow that with --insecure-key-storage, and use `save key change` to protect them"
+        }
+        E::KeyLost => "restore the keyring or the directory, or use `save wipe` to begin anew",
+        _ => return Error::from(error),
+    };
+    Error::Keys { error, advice }
 }
 
 /// Ends a backend, withdrawing its tunnels, in bounded time.

@@ -8,21 +8,23 @@ use std::time::{Duration, Instant};
 
 use clap::Parser as _;
 use save_backend::Link;
+use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use crate::args::{Arguments, Command, Common, Get, GroupCommand, Join};
+use crate::args::{Arguments, Command, Common, Get, GroupCommand, Join, KeyCommand};
 use crate::client::{self, Service};
 use crate::daemon;
 use crate::error::{Error, Failure, Result};
 use crate::exit::Code;
 use crate::export::Export;
 use crate::items::{Item, Secret};
+use crate::keys;
 use crate::ops::{Device, Operation};
 use crate::print::Printer;
 use crate::protocol::Frame;
 use crate::settings::Settings;
 use crate::signals::Signals;
-use crate::socket::Listener;
+use crate::socket::{self, Listener};
 use crate::sources;
 
 /// A text that is longer than this is no link.
@@ -119,10 +121,23 @@ fn log(common: &Common) {
 async fn command(arguments: Arguments, printer: &mut Printer) -> Result<()> {
     let Arguments { common, command } = arguments;
     let mut signals = Signals::new()?;
-    if let Command::Run = command {
-        let settings = Settings::load(&common)?;
-        warn_of_insecure_keys(&common, printer);
-        return run(&settings, printer, &mut signals).await;
+    match command {
+        Command::Run => {
+            let settings = Settings::load(&common)?;
+            warn_of_insecure_keys(&common, printer);
+            return run(&settings, printer, &mut signals).await;
+        }
+        Command::Wipe { yes: false } => {
+            return Err(Error::Usage(
+                "this takes everything away that is on this device, for good: say --yes if that is what you want"
+                    .to_owned(),
+            ));
+        }
+        Command::Wipe { yes: true } => {
+            let settings = Settings::load(&common)?;
+            return wipe(&settings, printer, &mut signals).await;
+        }
+        _ => {}
     }
     let request = tokio::select! {
         request = prepare(&common, command, printer) => request?,
@@ -160,8 +175,8 @@ async fn prepare(common: &Common, command: Command, printer: &mut Printer) -> Re
         qr: false,
     };
     match command {
-        // `run` is served before this.
-        Command::Run => {}
+        // These are served before this.
+        Command::Run | Command::Wipe { .. } => {}
         Command::Status => request.head = GROUPS,
         Command::Group(GroupCommand::Create { name, me }) => {
             warn_of_insecure_keys(common, printer);
@@ -211,6 +226,11 @@ async fn prepare(common: &Common, command: Command, printer: &mut Printer) -> Re
         }
         Command::Rm { path } => request.operation = Operation::Remove { group, path },
         Command::Ping { member } => request.operation = Operation::Ping { group, member },
+        Command::Verify => request.operation = Operation::Verify,
+        Command::Key(KeyCommand::Change(change)) => {
+            let to = keys::new(&change, |name| std::env::var_os(name)).await?;
+            request.operation = Operation::ChangeKeys { to };
+        }
     }
     Ok(request)
 }
@@ -406,6 +426,7 @@ async fn serve(
         backend: backend.clone(),
         directory: settings.directory.clone(),
         daemon: Some(pid),
+        wiped: CancellationToken::new(),
     };
     // Serving does not depend on whether anybody reads what it prints.
     let _ = printer.item(&Item::Running {
@@ -426,13 +447,50 @@ async fn serve(
     loop {
         tokio::select! {
             () = signals.next() => return Ok(()),
-            never = &mut requests => match never {},
+            // The device is no more.
+            () = &mut requests => return Ok(()),
             () = &mut online, if waiting => {
                 waiting = false;
                 let _ = printer.item(&Item::Online);
             }
         }
     }
+}
+
+/// `save wipe`: by the running `save run`, which then ends, or by this process.
+async fn wipe(settings: &Settings, printer: &mut Printer, signals: &mut Signals) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + settings.timeout;
+    loop {
+        if let Some(stream) = socket::connect(&settings.directory).await? {
+            let request = Request {
+                operation: Operation::Wipe,
+                head: &[],
+                export: None,
+                qr: false,
+            };
+            let service = Service::Daemon(stream);
+            let (mut replies, _) = service.call(settings, request.operation.clone()).await?;
+            receive(&mut replies, &request, false, printer).await?;
+            break;
+        }
+        match client::wipe(settings).await {
+            Ok(()) => {
+                let directory = settings.directory.clone();
+                printer.item(&Item::Wiped { directory })?;
+                break;
+            }
+            Err(Error::DirectoryInUse { .. }) if tokio::time::Instant::now() < deadline => {}
+            Err(error) => return Err(error),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(client::RETRY_INTERVAL) => {}
+            () = signals.next() => return Err(Error::Interrupted),
+        }
+    }
+    printer.note(
+        "flash memory can keep remains of it for a while; a key file, and what others have, are not touched",
+    );
+    Ok(())
 }
 
 fn warn_of_insecure_keys(common: &Common, printer: &mut Printer) {

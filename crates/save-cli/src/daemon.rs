@@ -14,17 +14,20 @@ use crate::socket::Listener;
 /// How many requests may run at once; further ones wait in the socket's queue.
 const MAX_REQUESTS: usize = 64;
 
-/// Answers requests until it is dropped, which cancels those that run.
-pub async fn serve(listener: &Listener, device: &Device) -> std::convert::Infallible {
+/// Answers requests until the device is wiped, or this is dropped, which cancels those that run.
+pub async fn serve(listener: &Listener, device: &Device) {
     let mut requests = JoinSet::new();
-    loop {
+    let mut open = true;
+    while open || !requests.is_empty() {
         tokio::select! {
             Some(ended) = requests.join_next(), if !requests.is_empty() => {
                 if let Err(error) = ended && error.is_panic() {
                     tracing::error!("a request panicked");
                 }
             }
-            accepted = listener.accept(), if requests.len() < MAX_REQUESTS => match accepted {
+            // Those that run get their answers: the one that wiped it, and failures.
+            () = device.wiped.cancelled(), if open => open = false,
+            accepted = listener.accept(), if open && requests.len() < MAX_REQUESTS => match accepted {
                 Ok(stream) => {
                     requests.spawn(converse(stream, device.clone()));
                 }

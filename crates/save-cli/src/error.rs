@@ -180,12 +180,28 @@ pub enum Error {
     },
     /// No key storage of the system answers.
     #[error(
-        "the system's key storage cannot be used ({reason}): on a machine without one, --insecure-key-storage keeps \
-         the keys in a plain file, which everybody can read who can read the directory"
+        "the system's key storage cannot be used ({reason}): unlock it, or on a machine without one protect the keys by a \
+         password (--password-file, SAVE_PASSWORD, --ask-password) or a key file (--key-file)"
     )]
     NoKeyStorage {
         /// What the system said.
         reason: String,
+    },
+    /// The keys are protected in another way than the command line says, or what protects them is not there.
+    #[error("{error}: {advice}")]
+    Keys {
+        /// What the backend says.
+        error: save_backend::Error,
+        /// What can be done.
+        advice: &'static str,
+    },
+    /// Some of what is on this device is damaged. It counts as missing now, and is fetched again when it is asked for.
+    #[error(
+        "{count} pieces of what is on this device are damaged: they count as missing now, and are fetched again when they are asked for"
+    )]
+    DamagedPieces {
+        /// How many.
+        count: usize,
     },
     /// What came over the socket is not what this version expects.
     #[error(
@@ -229,7 +245,7 @@ impl Error {
     /// The kind of this failure.
     pub fn code(&self) -> Code {
         match self {
-            Self::Backend(error) => backend_code(error.kind()),
+            Self::Backend(error) | Self::Keys { error, .. } => backend_code(error.kind()),
             Self::Remote(failure) => failure.code,
             Self::Link(_) => Code::BadLink,
             Self::Usage(_) | Self::IsDirectory { .. } | Self::NeedsNetwork => Code::Usage,
@@ -252,7 +268,7 @@ impl Error {
             | Self::SocketPathTooLong { .. }
             | Self::NoHome
             | Self::BadSettings { .. } => Code::Io,
-            Self::WrongLength { .. } => Code::Damaged,
+            Self::WrongLength { .. } | Self::DamagedPieces { .. } => Code::Damaged,
             Self::Silence { .. } | Self::GroupDoesNotAnswer { .. } | Self::NobodyAnswered => {
                 Code::NoAnswer
             }
@@ -267,7 +283,7 @@ impl Error {
     /// Whether the same command can succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Backend(error) => error.is_retryable(),
+            Self::Backend(error) | Self::Keys { error, .. } => error.is_retryable(),
             Self::Remote(failure) => failure.retryable,
             Self::NoSuchFile { asked, .. } => !asked,
             Self::Silence { .. }
@@ -275,6 +291,7 @@ impl Error {
             | Self::NobodyAnswered
             | Self::DirectoryInUse { .. }
             | Self::ConnectionLost
+            | Self::NoKeyStorage { .. }
             | Self::WrongLength { .. } => true,
             _ => false,
         }
@@ -294,6 +311,8 @@ fn backend_code(kind: ErrorKind) -> Code {
         ErrorKind::Refused => Code::Refused,
         ErrorKind::DirectoryInUse => Code::DirectoryInUse,
         ErrorKind::KeyStorage => Code::KeyStorage,
+        ErrorKind::KeyRequired => Code::KeyRequired,
+        ErrorKind::WrongKey => Code::WrongKey,
         ErrorKind::Io => Code::Io,
         ErrorKind::Damaged => Code::Damaged,
         _ => Code::Failed,

@@ -36,6 +36,10 @@ pub enum Code {
     Damaged,
     /// The running `save` does not speak this version's language.
     Protocol,
+    /// The keys are protected by a password or a key file, and none was given.
+    KeyRequired,
+    /// The password or the key file is not the right one.
+    WrongKey,
     /// Ended by a signal.
     Interrupted,
     /// Something else went wrong; the message says what. A word of a newer version is read as this.
@@ -45,7 +49,7 @@ pub enum Code {
 
 impl Code {
     /// Every kind, in the order of the exit codes.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Failed,
         Self::Usage,
         Self::NotFound,
@@ -61,6 +65,8 @@ impl Code {
         Self::Refused,
         Self::Damaged,
         Self::Protocol,
+        Self::KeyRequired,
+        Self::WrongKey,
         Self::Interrupted,
     ];
 
@@ -82,6 +88,8 @@ impl Code {
             Self::Refused => 13,
             Self::Damaged => 14,
             Self::Protocol => 15,
+            Self::KeyRequired => 16,
+            Self::WrongKey => 17,
             Self::Interrupted => 130,
         }
     }
@@ -104,6 +112,8 @@ impl Code {
             Self::Refused => "refused",
             Self::Damaged => "damaged",
             Self::Protocol => "protocol",
+            Self::KeyRequired => "key_required",
+            Self::WrongKey => "wrong_key",
             Self::Interrupted => "interrupted",
         }
     }
@@ -126,6 +136,10 @@ impl Code {
             Self::Refused => "the group is full, or can be read only",
             Self::Damaged => "what arrived or is stored is not what it should be",
             Self::Protocol => "the running `save` is of another version",
+            Self::KeyRequired => {
+                "the keys are protected by a password or a key file, and none was given"
+            }
+            Self::WrongKey => "the password or the key file is not the right one",
             Self::Interrupted => "ended by a signal",
         }
     }
@@ -172,7 +186,9 @@ mod tests {
         let numbers: Vec<u8> = Code::ALL.iter().map(|code| code.exit()).collect();
         assert_eq!(
             numbers,
-            [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 130]
+            [
+                1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 130
+            ]
         );
         for code in Code::ALL {
             let row = format!(

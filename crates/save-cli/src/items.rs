@@ -161,6 +161,25 @@ pub enum Item {
         /// All that the backend says of itself.
         backend: serde_json::Value,
     },
+    /// What was found when everything on this device was read.
+    Verified {
+        /// How many pieces were read: files, and the lists of them.
+        pieces: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// The hashes of those that were damaged.
+        damaged: Vec<String>,
+    },
+    /// The keys are protected in another way from now on.
+    KeysChanged {
+        /// In which: `keyring`, `password`, `key_file` or `insecure`.
+        protection: String,
+    },
+    /// Everything that this device kept has been taken away.
+    Wiped {
+        /// The directory.
+        directory: PathBuf,
+    },
     /// `save run` serves from now on.
     Running {
         /// The directory.

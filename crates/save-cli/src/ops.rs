@@ -1,6 +1,7 @@
 //! What a request means: the one dispatcher, used by `save run` for what comes over its socket and by a command
 //! that has started a node of its own, so that both do the same.
 
+mod device;
 mod files;
 mod groups;
 mod output;
@@ -12,9 +13,10 @@ use std::time::Duration;
 use save_backend::Backend;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Failure, Result};
-use crate::items::{Item, Secret};
+use crate::items::Secret;
 use crate::protocol::{Call, Frame, PROTOCOL_VERSION};
 pub use output::Output;
 pub(crate) use selection::short_key;
@@ -94,6 +96,36 @@ pub enum Operation {
         /// Which member; all others if left out.
         member: Option<String>,
     },
+    /// Reading everything on this device.
+    Verify,
+    /// Protecting the keys in another way.
+    ChangeKeys {
+        /// In which.
+        to: NewKeys,
+    },
+    /// Taking everything away that this device keeps.
+    Wipe,
+}
+
+/// How the keys are to be protected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "protection", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum NewKeys {
+    /// By the system's keyring.
+    Keyring,
+    /// By a password.
+    Password {
+        /// The password.
+        password: Secret,
+    },
+    /// By a key file.
+    KeyFile {
+        /// Where it is or is to be, absolute.
+        path: PathBuf,
+    },
+    /// By nothing.
+    Insecure,
 }
 
 /// A file to archive.
@@ -114,6 +146,8 @@ pub struct Device {
     pub directory: PathBuf,
     /// The process id to report, if this process is a `save run`.
     pub daemon: Option<u32>,
+    /// Cancelled when the device is no more.
+    pub wiped: CancellationToken,
 }
 
 /// Answers one request: results and progress, then [`Frame::Done`] or [`Frame::Failed`]. Dropping the future cancels
@@ -181,24 +215,8 @@ async fn perform(device: &Device, call: Call, output: &Output, limit: Duration) 
         Operation::Ping { group, member } => {
             context.ping(group.as_deref(), member.as_deref()).await
         }
-    }
-}
-
-impl Context<'_> {
-    async fn status(&self) -> Result<()> {
-        let status = self.backend.status();
-        let online = status.online;
-        let backend = serde_json::to_value(status).map_err(|error| Error::Protocol {
-            reason: error.to_string(),
-        })?;
-        self.output
-            .item(Item::Status {
-                directory: self.device.directory.clone(),
-                daemon: self.device.daemon,
-                online,
-                backend,
-            })
-            .await?;
-        self.groups().await
+        Operation::Verify => context.verify().await,
+        Operation::ChangeKeys { to } => context.change_keys(to).await,
+        Operation::Wipe => context.wipe().await,
     }
 }

@@ -249,6 +249,29 @@ fn describe(item: &Item) -> Described {
             online,
             backend,
         } => Described::Line(status(directory, *daemon, *online, backend)),
+        Item::Verified {
+            pieces,
+            bytes,
+            damaged,
+        } => Described::Line(format!(
+            "read {pieces} pieces ({}), {} damaged",
+            HumanBytes(*bytes),
+            damaged.len()
+        )),
+        Item::KeysChanged { protection } => Described::Line(format!(
+            "from now on the keys are protected by {}",
+            match protection.as_str() {
+                "keyring" => "the system's keyring",
+                "password" => "the new password",
+                "key_file" =>
+                    "the key file; keep a copy of it, and neither of them with this device",
+                _ => "nothing",
+            }
+        )),
+        Item::Wiped { directory } => Described::Line(format!(
+            "everything in '{}' is gone",
+            clean(&directory.to_string_lossy())
+        )),
         Item::Running { directory, .. } => Described::Note(format!(
             "save is running in '{}'; Ctrl-C ends it",
             clean(&directory.to_string_lossy())

@@ -11,6 +11,7 @@ use save_backend::{KeyStorage, NetworkSettings};
 
 use crate::args::Common;
 use crate::error::{Error, Result};
+use crate::keys;
 
 /// What a command needs to reach this device's backend.
 #[derive(Clone, Debug)]
@@ -19,8 +20,10 @@ pub struct Settings {
     pub directory: PathBuf,
     /// The network.
     pub network: NetworkSettings,
-    /// Where the keys are.
+    /// How the keys are protected.
     pub key_storage: KeyStorage,
+    /// By a password that is to be asked for instead.
+    pub ask_password: bool,
     /// How long the network or a member may be silent.
     pub timeout: Duration,
     /// Use what is on this device, and nothing else.
@@ -46,14 +49,10 @@ impl Settings {
             Some(path) => read_network(path)?,
             None => NetworkSettings::default(),
         };
-        let insecure = common.insecure_key_storage || network.insecure_storage;
         Ok(Self {
             directory,
-            key_storage: if insecure {
-                KeyStorage::InsecureFile
-            } else {
-                KeyStorage::Keyring
-            },
+            key_storage: keys::given(common, |name| std::env::var_os(name))?,
+            ask_password: common.ask_password,
             network,
             timeout: common.timeout,
             offline: common.offline,

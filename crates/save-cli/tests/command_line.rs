@@ -15,6 +15,10 @@ fn save(directory: &Path, arguments: &[&str], input: &str) -> Output {
         .env("SAVE_DIR", directory.join("save"))
         .env_remove("SAVE_NETWORK")
         .env_remove("SAVE_GROUP")
+        .env_remove("SAVE_PASSWORD")
+        .env_remove("SAVE_PASSWORD_FILE")
+        .env_remove("SAVE_KEY_FILE")
+        .env_remove("SAVE_NEW_PASSWORD")
         .env_remove("RUST_LOG")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -58,10 +62,13 @@ fn help_is_worth_reading() {
         "Exit codes:",
         "save group join",
         "--insecure-key-storage",
+        "--password-file",
+        "--key-file",
+        "SAVE_PASSWORD",
     ] {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }
-    for command in ["run", "put", "get", "group"] {
+    for command in ["run", "put", "get", "group", "key", "wipe", "verify"] {
         let output = save(directory.path(), &[command, "--help"], "");
         assert_eq!(output.status.code(), Some(0));
     }
@@ -174,4 +181,52 @@ fn bad_network_settings_are_named() {
     let arguments = ["--network", "missing.json", "ls"];
     let (code, word, _) = failure(directory.path(), &arguments, "");
     assert_eq!((code, word.as_str()), (3, "not_found"));
+}
+
+#[test]
+fn what_is_wrong_with_a_password_is_said_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["ls", "--password-file", "missing"];
+    let (code, word, message) = failure(directory.path(), &arguments, "");
+    assert_eq!((code, word.as_str()), (3, "not_found"));
+    assert!(message.contains("missing"));
+    std::fs::write(directory.path().join("empty"), "\n").unwrap();
+    let arguments = ["ls", "--password-file", "empty"];
+    let (code, word, message) = failure(directory.path(), &arguments, "");
+    assert_eq!((code, word.as_str()), (2, "usage"));
+    assert!(message.contains("empty"));
+    // Standard input is no terminal here, so there is nobody to ask.
+    let (code, word, message) = failure(directory.path(), &["ls", "--ask-password"], "");
+    assert_eq!((code, word.as_str()), (2, "usage"));
+    assert!(message.contains("terminal"));
+    let (code, word, message) = failure(directory.path(), &["key", "change"], "");
+    assert_eq!((code, word.as_str()), (2, "usage"));
+    assert!(message.contains("--new-password-file"));
+    let entries = std::fs::read_dir(directory.path().join("save"))
+        .map(|entries| entries.count())
+        .unwrap_or_default();
+    assert_eq!(entries, 0);
+}
+
+#[test]
+fn nothing_is_wiped_without_yes() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("save");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::create_dir(data.join("blobs")).unwrap();
+    let (code, word, message) = failure(directory.path(), &["wipe"], "");
+    assert_eq!((code, word.as_str()), (2, "usage"));
+    assert!(message.contains("--yes"));
+    assert!(data.join("blobs").exists());
+    // What is not ours stays.
+    std::fs::write(data.join("mine.txt"), "mine").unwrap();
+    let output = save(directory.path(), &["--json", "wipe", "--yes"], "");
+    assert_eq!(output.status.code(), Some(0));
+    let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(line["type"], "wiped");
+    let left: Vec<_> = std::fs::read_dir(&data)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["mine.txt"]);
 }

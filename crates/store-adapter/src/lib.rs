@@ -22,6 +22,7 @@ mod testing;
 mod tree;
 mod walk;
 
+pub use backend::veilid::open_table;
 pub use error::{Error, Result};
 pub use gc::GcReport;
 pub use iroh_blobs::{Hash, HashAndFormat};

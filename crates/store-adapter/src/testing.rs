@@ -1,7 +1,7 @@
 //! A Veilid node for tests: started, never attached, so it needs no network.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -66,10 +66,5 @@ impl Node {
     /// Where Veilid keeps its tables.
     pub(crate) fn table_dir(&self) -> PathBuf {
         PathBuf::from(self.api.config().unwrap().table_store.directory.clone())
-    }
-
-    /// Below which everything lies.
-    pub(crate) fn path(&self) -> &Path {
-        self.dir.path()
     }
 }

@@ -8,6 +8,8 @@ pub(crate) struct Seen<'a> {
     pub(crate) counter: u64,
     pub(crate) sealed: &'a [u8],
     pub(crate) seq: Option<u32>,
+    /// Whether it stands above everything that this device may have sent and that was not read back.
+    pub(crate) above_sent: bool,
 }
 
 /// What has to be said about it.
@@ -15,8 +17,11 @@ pub(crate) struct Seen<'a> {
 pub(crate) enum Note {
     /// Older than what the network showed before.
     Rollback { seen: u64, got: u64 },
-    /// A write that was not published lost against another writer.
+    /// A write of this device lost against another writer.
     Overwritten { ours: u64, theirs: u64 },
+    /// Nodes hold another value under the sequence number of the one in the row, and will for ever. What is in the row
+    /// now has to be sent above it.
+    Contested,
 }
 
 /// The row after this device writes `sealed`, under a counter from [`next_counter`].
@@ -72,20 +77,22 @@ pub(crate) fn discard(row: &Cached) -> Cached {
 }
 
 /// The row after the network showed `seen`.
+///
+/// Storage nodes keep what reached them first under a sequence number. So where two values may stand under one number,
+/// the row that comes out is never a published one: whoever knows of the two sends one of them above that number.
 pub(crate) fn take_in(row: Option<&Cached>, seen: &Seen<'_>) -> (Cached, Option<Note>) {
     let digest = Cached::digest(seen.sealed);
-    let fresh = |overwritten| Cached {
+    let fresh = Cached {
         counter: seen.counter,
         sealed: seen.sealed.to_vec(),
         published: true,
         confirmed: seen.counter,
         confirmed_digest: digest,
         seq: seen.seq,
-        overwritten,
         ..Cached::default()
     };
     let Some(row) = row else {
-        return (fresh(None), None);
+        return (fresh, None);
     };
     let mut kept = Cached {
         seq: seen.seq.max(row.seq),
@@ -104,20 +111,36 @@ pub(crate) fn take_in(row: Option<&Cached>, seen: &Seen<'_>) -> (Cached, Option<
         // Not a proof that it is published: Veilid also gives what it has only queued. `publish` decides that.
         return (kept, None);
     }
+    // Written without knowing of the value that the network showed under this number before.
+    let rival = row.has_value() && seen.seq <= row.seq;
+    // Nodes may hold what the row has under the number of what was seen, or below it.
+    let contested = rival || row.attempted && !row.published && !seen.above_sent;
     let overwritten = || {
         let note = Note::Overwritten {
             ours: row.counter,
             theirs: seen.counter,
         };
-        (fresh(Some(row.counter)), Some(note))
+        let mut after = Cached {
+            published: !contested,
+            overwritten: Some(row.counter),
+            ..fresh.clone()
+        };
+        if contested {
+            // What was given up may be shown again before the other one stands above it.
+            after.earlier = row.earlier.clone();
+            after.earlier.push(Cached::digest(&row.sealed));
+        }
+        (after, Some(note))
     };
     let waiting = row.own && !row.published && row.counter > row.confirmed;
     if waiting {
         // Waits on, if the network shows what it was based on, or an earlier value of our own. Anything else is a
         // value that our write does not know of: sending it would undo another writer's work, whatever the counters.
         if row.earlier.contains(&digest) {
-            kept.confirmed = seen.counter;
-            kept.confirmed_digest = digest;
+            if seen.counter > row.confirmed {
+                kept.confirmed = seen.counter;
+                kept.confirmed_digest = digest;
+            }
             return (kept, None);
         }
         if seen.counter == row.confirmed && digest == row.confirmed_digest {
@@ -125,11 +148,20 @@ pub(crate) fn take_in(row: Option<&Cached>, seen: &Seen<'_>) -> (Cached, Option<
         }
         return overwritten();
     }
-    if row.own && seen.counter == row.counter {
+    if row.own && (rival || seen.counter == row.counter) {
         // Both writers were told that theirs is published, and the network settled on the other.
         return overwritten();
     }
-    (fresh(row.overwritten), None)
+    if rival && !row.published && (seen.counter == row.counter || row.earlier.contains(&digest)) {
+        // The one that was chosen stays: it is on its way above the number under which both stand.
+        return (kept, Some(Note::Contested));
+    }
+    let after = Cached {
+        published: !contested,
+        overwritten: row.overwritten,
+        ..fresh
+    };
+    (after, contested.then_some(Note::Contested))
 }
 
 #[cfg(test)]

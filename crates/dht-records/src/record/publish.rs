@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use tokio::time::Instant;
-use veilid_core::{AllowOffline, SetDHTValueOptions, ValueSeqNum};
+use veilid_core::{AllowOffline, SetDHTValueOptions, ValueData, ValueSeqNum};
 
 use super::merge::{self, Note};
 use super::{Record, network_seqs};
@@ -22,7 +22,7 @@ const SPREAD: Duration = Duration::from_millis(100);
 #[must_use = "a write can lose against another writer, and this is where that is said"]
 pub struct Published {
     /// One entry for each subkey that was not published, and one for each write that was lost since the last call. So a
-    /// subkey stands here twice if it was written again after a loss that nobody was told of.
+    /// subkey stands here twice if this device wrote it again after a loss that nobody was told of.
     pub subkeys: Vec<(u32, Outcome)>,
 }
 
@@ -190,12 +190,15 @@ impl Record {
         }
         self.core.ensure_open(Some(writer)).await?;
         let mut subkeys = Vec::new();
+        let mut round = Round::default();
         for &subkey in &pending {
-            if let Some(lost) = self.lost(subkey).await? {
-                subkeys.push((subkey, lost));
+            match self.lost(subkey).await? {
+                Some((true, lost)) => subkeys.push((subkey, lost)),
+                Some((false, lost)) => round.note(subkey, lost),
+                None => {}
             }
         }
-        subkeys.extend(self.push(pending).await?);
+        subkeys.extend(self.push(round, pending).await?);
         subkeys.sort_by_key(|(subkey, _)| *subkey);
         let published = Published { subkeys };
         // Last, so that a call that is dropped before it could report leaves it to the next one.
@@ -205,10 +208,11 @@ impl Record {
         Ok(published)
     }
 
-    /// Publishes again what the network rolled back. What does not get through stays queued for `publish`.
+    /// Publishes again what the network rolled back, and what has to stand above a contested number. What does not get
+    /// through stays queued for `publish`.
     pub(super) async fn restore(&self, subkeys: Vec<u32>) {
         let _publishing = self.core.publishing.lock().await;
-        match self.push(subkeys).await {
+        match self.push(Round::default(), subkeys).await {
             Ok(outcomes) => {
                 let failed = outcomes
                     .values()
@@ -217,15 +221,16 @@ impl Record {
                 tracing::info!(
                     restored = outcomes.len() - failed,
                     failed,
-                    "older values on the network replaced"
+                    "older or contested values on the network replaced"
                 );
             }
-            Err(error) => tracing::warn!(%error, "older values on the network not replaced yet"),
+            Err(error) => {
+                tracing::warn!(%error, "older or contested values on the network not replaced yet");
+            }
         }
     }
 
-    async fn push(&self, subkeys: Vec<u32>) -> Result<BTreeMap<u32, Outcome>> {
-        let mut round = Round::default();
+    async fn push(&self, mut round: Round, subkeys: Vec<u32>) -> Result<BTreeMap<u32, Outcome>> {
         round
             .todo
             .extend(subkeys.into_iter().map(|subkey| (subkey, None)));
@@ -307,12 +312,12 @@ impl Record {
             .await
     }
 
-    /// What the row says of a write that was lost.
-    async fn lost(&self, subkey: u32) -> Result<Option<Outcome>> {
+    /// What the row says of a write that was lost, and whether this device wrote again since.
+    async fn lost(&self, subkey: u32) -> Result<Option<(bool, Outcome)>> {
         let row = self.row(subkey, true).await?;
         Ok(row.and_then(|row| {
             let (ours, theirs) = (row.overwritten?, row.confirmed);
-            Some(Outcome::Overwritten { ours, theirs })
+            Some((row.own, Outcome::Overwritten { ours, theirs }))
         }))
     }
 
@@ -329,28 +334,33 @@ impl Record {
     /// Sends the value in the row; with `above`, under a sequence number above that one, unless the network is there
     /// already.
     async fn send(&self, subkey: u32, above: Option<u32>) -> Result<Step> {
+        // Another writer's value is only sent to stand above something: after a contest above the number that was
+        // contested, after a rollback above the older value.
+        let mut least_above = match (above, self.row(subkey, true).await?) {
+            (None, Some(row)) if !row.own && !row.published => row.seq,
+            (above, _) => above,
+        };
         // What Veilid learned through a watch or an earlier read is in its local copy, and a write would step over it:
         // look first whether another writer was there. After a contest, look at the network.
-        let stored = match above {
+        let stored = match least_above {
             Some(_) => self.core.get(subkey, true).await?,
             None => self.core.stored(subkey).await?,
         };
         let base = stored.as_ref().and_then(|stored| stored.seq().to_option());
-        if let Some(stored) = &stored
-            && let Step::Done(lost) = self.settle(subkey, stored).await?
-        {
-            return match above.filter(|above| base <= Some(*above)) {
-                // Readers are shown the other one, which is reason enough to yield; but only above the contested
-                // number does it stand for all of them.
-                Some(seq) => self.yield_above(subkey, seq, lost).await,
-                None => Ok(Step::Done(lost)),
-            };
+        if let Some(stored) = &stored {
+            // Whatever an earlier call sent did not know of this one, and so stands under no higher number.
+            match self.settle(subkey, stored, above.or(base)).await? {
+                Step::Contested { seq, lost: None } => least_above = Some(seq),
+                step @ (Step::Done(_) | Step::Contested { .. }) => return Ok(step),
+                _ => {}
+            }
         }
         let Some(row) = self.attempt(subkey).await? else {
             return Ok(Step::Nothing);
         };
-        let above = above.filter(|above| base.is_none_or(|base| base <= *above));
-        let least = above.map(|above| above.saturating_add(1));
+        let least = least_above
+            .filter(|above| base.is_none_or(|base| base <= *above))
+            .map(|above| above.saturating_add(1));
         // Veilid must not queue it: a queued write stays in its local copy, hides what other writers put on the network
         // under the same sequence number, and the write after it would undo theirs. The queue is ours.
         let options = SetDHTValueOptions {
@@ -383,11 +393,7 @@ impl Record {
             let ours = base
                 .map_or(0, |base| base.saturating_add(1))
                 .max(least.unwrap_or(0));
-            return match self.settle(subkey, &other).await? {
-                // Some nodes took ours and would show it to readers: the one that stands goes above it.
-                Step::Done(lost) if seq <= ours => self.yield_above(subkey, seq, lost).await,
-                step => Ok(step),
-            };
+            return self.settle(subkey, &other, Some(ours)).await;
         }
         // Too few nodes answering is no error to Veilid. It shows in that the value did not become the local copy.
         let stored = self.core.stored(subkey).await?;
@@ -399,17 +405,6 @@ impl Record {
             seq: stored.seq().to_option().unwrap_or(0),
             sealed: row.sealed,
         }))
-    }
-
-    /// Makes the winner's value one to send, above the number under which some nodes hold ours.
-    async fn yield_above(&self, subkey: u32, seq: u32, lost: Outcome) -> Result<Step> {
-        let _rows = self.core.rows.lock().await;
-        if let Some(mut row) = self.row(subkey, true).await? {
-            row.published = false;
-            self.store(subkey, &row).await?;
-        }
-        let lost = Some(lost);
-        Ok(Step::Contested { seq, lost })
     }
 
     /// The row to send, marked as handed to Veilid: from here on it may be on the network.
@@ -425,18 +420,13 @@ impl Record {
         Ok(Some(row))
     }
 
-    /// What another value at this subkey means for ours.
-    async fn settle(&self, subkey: u32, other: &veilid_core::ValueData) -> Result<Step> {
-        match self.take_in(subkey, other).await {
-            Ok(Some(Note::Overwritten { ours, theirs })) => {
-                Ok(Step::Done(Outcome::Overwritten { ours, theirs }))
-            }
-            Ok(_) => {
+    /// What another value at this subkey means for what the row has, of which nothing was sent above the number `sent`.
+    async fn settle(&self, subkey: u32, other: &ValueData, sent: Option<u32>) -> Result<Step> {
+        match self.take_in(subkey, other, sent).await {
+            Ok(note) => {
                 let row = self.row(subkey, true).await?;
-                Ok(match row.is_some_and(|row| !row.published) {
-                    true => Step::Again,
-                    false => Step::Nothing,
-                })
+                let waits = row.is_some_and(|row| !row.published);
+                Ok(judge(note, waits, other.seq().to_option(), sent))
             }
             // A newer program's value is not ours to replace.
             Err(error @ Error::UnknownVersion { .. }) => Err(error),
@@ -482,7 +472,7 @@ impl Record {
         let seq = data.seq().to_option();
         if data.data() != sent.sealed {
             return match seq > Some(sent.seq) {
-                true => self.settle(subkey, &data).await,
+                true => self.settle(subkey, &data, Some(sent.seq)).await,
                 // Enough nodes took ours, and a reader may still be shown another.
                 false => Ok(Step::Contested {
                     seq: sent.seq,
@@ -503,53 +493,31 @@ impl Record {
     }
 }
 
+/// What the note on a value under the number `seq` means for what the row has now, of which nothing was sent above the
+/// number `sent`; with whether it waits to be sent.
+fn judge(note: Option<Note>, waits: bool, seq: Option<u32>, sent: Option<u32>) -> Step {
+    let seq = seq.max(sent).unwrap_or(0);
+    match note {
+        Some(Note::Overwritten { ours, theirs }) => {
+            let lost = Outcome::Overwritten { ours, theirs };
+            match waits {
+                true => Step::Contested {
+                    seq,
+                    lost: Some(lost),
+                },
+                false => Step::Done(lost),
+            }
+        }
+        Some(Note::Contested) if waits => Step::Contested { seq, lost: None },
+        _ if waits => Step::Again,
+        _ => Step::Nothing,
+    }
+}
+
 fn random_up_to(longest: Duration) -> Result<Duration> {
     let random = getrandom::u32().map_err(|_| Error::Randomness)?;
     Ok(longest.mul_f64(f64::from(random) / f64::from(u32::MAX)))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_result_tells_losses_from_failures() {
-        let published = Outcome::Published { counter: 1 };
-        let lost = Outcome::Overwritten { ours: 1, theirs: 2 };
-        let all = |outcomes: &[&Outcome]| Published {
-            subkeys: (0..)
-                .zip(outcomes.iter().map(|outcome| (*outcome).clone()))
-                .collect(),
-        };
-        assert!(all(&[]).is_complete() && all(&[&published]).is_complete());
-        let mixed = all(&[&published, &lost]);
-        assert!(!mixed.is_complete());
-        assert_eq!(mixed.overwritten().collect::<Vec<_>>(), vec![1]);
-        assert_eq!(mixed.clone().or_failure(), Ok(mixed));
-        let failed = all(&[&lost, &Outcome::Failed(Error::Offline)]);
-        assert_eq!(failed.or_failure(), Err(Error::Offline));
-    }
-
-    #[test]
-    fn after_a_loss_the_winners_value_is_no_news() {
-        let mut round = Round::default();
-        let lost = Outcome::Overwritten { ours: 1, theirs: 1 };
-        let contested = Step::Contested {
-            seq: 4,
-            lost: Some(lost.clone()),
-        };
-        assert!(round.take(7, Ok(contested)).is_none());
-        assert_eq!(round.todo.get(&7), Some(&Some(4)));
-        assert!(round.contested);
-        round.take(7, Ok(Step::Done(Outcome::Published { counter: 1 })));
-        round.take(7, Err(Error::Offline));
-        assert_eq!(round.outcomes.get(&7), Some(&lost));
-    }
-
-    #[test]
-    fn random_waits_stay_below_the_longest() {
-        for _ in 0..100 {
-            assert!(random_up_to(SPREAD).unwrap() <= SPREAD);
-        }
-    }
-}
+mod tests;

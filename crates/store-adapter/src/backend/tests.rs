@@ -343,6 +343,25 @@ async fn a_table_that_veilid_lost_is_put_back() {
 }
 
 #[tokio::test]
+async fn a_table_of_others_is_put_back_as_well() {
+    let node = Node::start().await;
+    let dir = node.store_dir();
+    let open = || crate::open_table(&node.api, &dir, "others", 1);
+    let table = open().await.unwrap();
+    table.store(0, key("a"), key("row")).await.unwrap();
+    drop(table);
+    node.api.rename_table_db("others", "lost").await.unwrap();
+    let table = open().await.unwrap();
+    assert_eq!(table.load(0, key("a")).await.unwrap().unwrap(), "row");
+    // It is known again, by both.
+    drop(table);
+    let table = open().await.unwrap();
+    assert_eq!(table.get_key_count(0).await.unwrap(), 1);
+    drop(table);
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_damaged_list_of_tables_is_made_anew() {
     let node = Node::start().await;
     let list = node.store_dir().join("tables");
@@ -486,10 +505,32 @@ async fn a_power_cut_takes_what_was_not_synced() {
         for (n, (_, key, _)) in rows.iter().enumerate() {
             assert_eq!(key, &n.to_string());
         }
-        seen.insert(left(&backend));
+        let kept = left(&backend);
         // What a cut has left is durable.
-        assert_eq!(left(&backend.cut_power(Loss::All)), left(&backend));
+        assert_eq!(left(&backend.cut_power(Loss::All)), kept);
+        seen.insert(kept);
     }
     assert!(torn);
     assert_eq!(seen.len(), 4 * 4 * 2);
+}
+
+#[tokio::test]
+async fn what_lies_on_the_disk_can_be_damaged() {
+    let backend = MemoryBackend::default();
+    let table = backend.open_table("t", 1).await.unwrap();
+    table.commit(vec![put(0, "a", [0, 0])]).await.unwrap();
+    let file = backend.create_file("f").unwrap();
+    file.write_all_at(&[0; 4], 0).unwrap();
+    backend.flip_row("t", 0, b"a", 9);
+    backend.flip_file("f", 17);
+    backend.truncate_file("f", 3);
+    assert_eq!(table.load(0, key("a")).await.unwrap().unwrap(), [0, 2][..]);
+    let mut buf = [9; 3];
+    file.read_exact_at(&mut buf, 0).unwrap();
+    assert_eq!(buf, [0, 0, 2]);
+    assert!(is(
+        file.read_exact_at(&mut [0; 4], 0),
+        io::ErrorKind::UnexpectedEof
+    ));
+    assert_eq!(backend.image().len(), 3);
 }

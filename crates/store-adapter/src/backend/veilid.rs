@@ -1,31 +1,45 @@
 //! The real backend: Veilid's table store and protected store, and files in the store's directory.
 
 use std::{
+    collections::HashMap,
     fmt,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use tokio::sync::Mutex;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
 use veilid_core::{TableDB, VeilidAPI, VeilidAPIError};
 
 use super::{Backend, Op, SegmentFile, Table};
 use crate::{
     Error, Result,
-    secrets::{RawSecrets, VeilidSecrets, sync_directory},
+    secrets::{RawSecrets, VeilidSecrets, sync_directory, sync_parent},
 };
 
 mod names;
 
 use names::{Names, Tables};
 
+/// How Veilid says that a table cannot be deleted yet.
+const STILL_OPEN: &str = "still opened";
 const SEGMENTS: &str = "segments";
 /// Bytes that are written to find out whether a disk is full.
 const PROBE: usize = 256 * 1024;
+/// Veilid's own upkeep opens every table now and then for as long as it takes to empty their logs. A table that cannot be closed for that
+/// reason is tried again so often and for so long.
+const AGAIN: Duration = Duration::from_millis(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Tables and secrets of a Veilid node, and the segment files below a directory.
 pub(crate) struct VeilidBackend {
@@ -34,6 +48,8 @@ pub(crate) struct VeilidBackend {
     tables: Tables,
     /// Held while a table is opened or deleted.
     changing: Mutex<()>,
+    /// What the handles on a table have in common.
+    open: std::sync::Mutex<HashMap<String, Weak<()>>>,
     secrets: Arc<VeilidSecrets>,
 }
 
@@ -64,49 +80,28 @@ impl VeilidBackend {
                 segments,
                 tables: Tables::new(&config, names),
                 changing: Mutex::default(),
+                open: std::sync::Mutex::default(),
                 secrets,
             })
         })
         .await?
     }
 
-    /// Opens a table, and remembers its file.
-    ///
-    /// Veilid forgets which file is which table when it fails to open one, for lack of space for example, and when
-    /// its own list is damaged; the next time it makes an empty table of that name.
-    async fn open_known(&self, name: &str, columns: u32) -> Result<TableDB> {
-        let db = self.open_once(name, columns).await?;
-        let internal = db.table_name();
-        match self.tables.internal(name) {
-            Some(known) if known == internal => return Ok(db),
-            Some(known) if self.tables.path(&known).exists() => {
-                tracing::warn!(
-                    "the table store has lost a table; its file is there and is put back"
-                );
-                drop(db);
-                let tables = self.tables.clone();
-                let name = name.to_owned();
-                blocking(move || tables.put_back(&name, &known, &internal)).await??;
-            }
-            _ => {
-                let tables = self.tables.clone();
-                let name = name.to_owned();
-                blocking(move || tables.remember(&name, &internal)).await??;
-                return Ok(db);
-            }
+    fn handle(&self, name: &str) -> Arc<()> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = open.get(name).and_then(Weak::upgrade) {
+            return handle;
         }
-        self.open_once(name, columns).await
+        open.retain(|_, handle| handle.strong_count() > 0);
+        let handle = Arc::new(());
+        open.insert(name.to_owned(), Arc::downgrade(&handle));
+        handle
     }
 
-    async fn open_once(&self, name: &str, columns: u32) -> Result<TableDB> {
-        match self.api.open_table_db(name, columns).await {
-            Ok(db) => Ok(db),
-            Err(VeilidAPIError::NotInitialized) if !self.api.is_shutdown() => Err(Error::Damaged {
-                path: self.tables.directory().to_owned(),
-                cause: "the node's device key is not the one of the tables".to_owned(),
-            }),
-            Err(error) => Err(failed(self.tables.directory(), error).await),
-        }
+    fn has_handles(&self, name: &str) -> bool {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.get(name)
+            .is_some_and(|handle| handle.strong_count() > 0)
     }
 }
 
@@ -115,9 +110,15 @@ impl Backend for VeilidBackend {
         let name = name.to_owned();
         Box::pin(async move {
             let _changing = self.changing.lock().await;
-            let db = self.open_known(&name, columns).await?;
+            let db = open_known(&self.api, &self.tables, &name, columns).await?;
             let path = self.tables.path(&db.table_name());
-            Ok(Arc::new(VeilidTable { db, path }) as Arc<dyn Table>)
+            let handle = self.handle(&name);
+            Ok(Arc::new(VeilidTable {
+                db,
+                path,
+                named: AtomicBool::new(false),
+                handle,
+            }) as Arc<dyn Table>)
         })
     }
 
@@ -125,8 +126,13 @@ impl Backend for VeilidBackend {
         let name = name.to_owned();
         Box::pin(async move {
             let _changing = self.changing.lock().await;
-            if let Err(error) = self.api.delete_table_db(&name).await {
-                return Err(failed(self.tables.directory(), error).await);
+            let give_up = Instant::now() + PATIENCE;
+            while let Err(error) = self.api.delete_table_db(&name).await {
+                let open = error.to_string().contains(STILL_OPEN);
+                if !open || self.has_handles(&name) || Instant::now() > give_up {
+                    return Err(failed(self.tables.directory(), error).await);
+                }
+                sleep(AGAIN).await;
             }
             let tables = self.tables.clone();
             blocking(move || tables.forget(&name)).await?
@@ -186,10 +192,73 @@ impl Backend for VeilidBackend {
     }
 }
 
+/// Opens a table of a node, or makes it, and remembers in `dir` which of the node's files it is.
+///
+/// Veilid forgets that when it fails to open a table, for lack of space for example, and when its own list, which has no
+/// checksum, is damaged; the next time it makes an empty table of the same name. Then the file is put back. For tables that
+/// must not be lost; not for those of a [`VeilidStore`](crate::VeilidStore), which does the same for its own. One process at a
+/// time uses `dir`, which has to be there.
+///
+/// # Errors
+/// [`Error::Damaged`] if the tables belong to another node, [`Error::Io`], [`Error::Closed`].
+pub async fn open_table(api: &VeilidAPI, dir: &Path, name: &str, columns: u32) -> Result<TableDB> {
+    let config = api.config().map_err(|_| Error::Closed)?;
+    let path = dir.to_owned();
+    let names = blocking(move || Names::read(&path))
+        .await?
+        .map_err(|source| Error::Io {
+            path: dir.to_owned(),
+            source,
+        })?;
+    open_known(api, &Tables::new(&config, names), name, columns).await
+}
+
+async fn open_known(api: &VeilidAPI, tables: &Tables, name: &str, columns: u32) -> Result<TableDB> {
+    let db = open_once(api, tables, name, columns).await?;
+    let internal = db.table_name();
+    let known = tables.internal(name);
+    if known.as_ref() == Some(&internal) {
+        return Ok(db);
+    }
+    let (owned, owned_name) = (tables.clone(), name.to_owned());
+    match known.filter(|known| tables.path(known).exists()) {
+        Some(known) => {
+            tracing::warn!("the table store has lost a table; its file is there and is put back");
+            drop(db);
+            let give_up = Instant::now() + PATIENCE;
+            while tables.is_open(&internal) && Instant::now() < give_up {
+                sleep(AGAIN).await;
+            }
+            blocking(move || owned.put_back(&owned_name, &known, &internal)).await??;
+            open_once(api, tables, name, columns).await
+        }
+        None => {
+            blocking(move || owned.remember(&owned_name, &internal)).await??;
+            Ok(db)
+        }
+    }
+}
+
+async fn open_once(api: &VeilidAPI, tables: &Tables, name: &str, columns: u32) -> Result<TableDB> {
+    match api.open_table_db(name, columns).await {
+        Ok(db) => Ok(db),
+        Err(VeilidAPIError::NotInitialized) if !api.is_shutdown() => Err(Error::Damaged {
+            path: tables.directory().to_owned(),
+            cause: "the node's device key is not the one of the tables".to_owned(),
+        }),
+        Err(error) => Err(failed(tables.directory(), error).await),
+    }
+}
+
 #[derive(Debug)]
 struct VeilidTable {
     db: TableDB,
     path: PathBuf,
+    /// Whether the name of the log is durable.
+    named: AtomicBool,
+    /// Only to be counted.
+    #[expect(dead_code)]
+    handle: Arc<()>,
 }
 
 impl VeilidTable {
@@ -239,12 +308,43 @@ impl Table for VeilidTable {
 
     fn checkpoint(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            match self.db.cleanup().await {
-                Ok(()) => Ok(()),
-                Err(error) => Err(self.failed(error).await),
+            let path = self.path.clone();
+            let named = self.named.load(Ordering::Relaxed);
+            let synced = blocking(move || sync_log(&path, named)).await?;
+            match synced {
+                Ok(true) => self.named.store(true, Ordering::Relaxed),
+                Ok(false) => {
+                    if let Err(error) = self.db.cleanup().await {
+                        return Err(self.failed(error).await);
+                    }
+                }
+                Err(source) => {
+                    let path = self.path.clone();
+                    return Err(Error::Io { path, source });
+                }
             }
+            Ok(())
         })
     }
+}
+
+/// Syncs the log in which SQLite puts its commits until it moves them to the table's file, which it does not before the log is
+/// synced, nor does it write over the log before that file is. That is a third of the time of Veilid's own `cleanup`, which moves
+/// them. False if there is no log.
+///
+/// Never to be done with the file itself: closing it would take SQLite's locks away.
+fn sync_log(table: &Path, named: bool) -> io::Result<bool> {
+    let mut log = table.as_os_str().to_owned();
+    log.push("-wal");
+    match File::open(log) {
+        Ok(log) => log.sync_data()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    if !named {
+        sync_parent(table)?;
+    }
+    Ok(true)
 }
 
 #[derive(Debug)]
@@ -319,7 +419,7 @@ async fn failed(path: &Path, error: VeilidAPIError) -> Error {
     ]) {
         return Error::Damaged { path, cause };
     }
-    if says(&["still opened"]) {
+    if says(&[STILL_OPEN]) {
         return Error::Blobs { cause };
     }
     let full = says(&["disk is full", "No space left", "quota exceeded"])

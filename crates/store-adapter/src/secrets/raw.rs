@@ -43,19 +43,24 @@ impl fmt::Debug for VeilidSecrets {
 impl VeilidSecrets {
     pub(crate) fn new(api: &VeilidAPI) -> Self {
         let config = api.config().ok();
-        let store = config.as_ref().map(|config| &config.protected_store);
+        let file = config.as_ref().map(|config| {
+            let name = match config.namespace.as_str() {
+                "" => "insecure_keyring".to_owned(),
+                namespace => format!("insecure_keyring_{namespace}"),
+            };
+            Path::new(&config.protected_store.directory).join(name)
+        });
+        let guarded = config.as_ref().is_some_and(|config| {
+            let store = &config.protected_store;
+            // Veilid makes the file as soon as it falls back on it.
+            let in_file =
+                store.allow_insecure_fallback && file.as_ref().is_none_or(|file| file.exists());
+            !store.always_use_insecure_storage && !in_file
+        });
         Self {
             api: api.clone(),
-            guarded: store.is_some_and(|store| {
-                !store.always_use_insecure_storage && !store.allow_insecure_fallback
-            }),
-            file: config.as_ref().map(|config| {
-                let name = match config.namespace.as_str() {
-                    "" => "insecure_keyring".to_owned(),
-                    namespace => format!("insecure_keyring_{namespace}"),
-                };
-                Path::new(&config.protected_store.directory).join(name)
-            }),
+            guarded,
+            file,
         }
     }
 

@@ -465,20 +465,3 @@ fn nothing_secret_is_printed() {
         assert!(!format!("{secrets:?}").contains("hunter2"));
     }
 }
-#[tokio::test]
-async fn print_vector() {
-    let disk = MemoryBackend::default();
-    over(&disk, password("correct horse"))
-        .save("save-store-example", b"an example of a secret")
-        .await
-        .unwrap();
-    let v = RawSecrets::load(&disk, "save-store-example")
-        .await
-        .unwrap()
-        .unwrap();
-    println!("VEC {}", blake3::Hash::from([0; 32]).to_hex().len());
-    for b in v.iter() {
-        print!("{b:02x}");
-    }
-    println!();
-}

@@ -17,10 +17,15 @@ fn waiting(counter: u64) -> Cached {
 }
 
 fn seen(counter: u64, sealed: &[u8]) -> Seen<'_> {
+    seen_at(4, counter, sealed)
+}
+
+fn seen_at(seq: u32, counter: u64, sealed: &[u8]) -> Seen<'_> {
     Seen {
         counter,
         sealed,
-        seq: Some(4),
+        seq: Some(seq),
+        above_sent: false,
     }
 }
 
@@ -37,7 +42,7 @@ fn first_value_is_taken() {
 
 #[test]
 fn newer_value_is_taken() {
-    let (after, note) = take_in(Some(&read(5)), &seen(6, b"x"));
+    let (after, note) = take_in(Some(&read(5)), &seen_at(5, 6, b"x"));
     assert_eq!(note, None);
     assert_eq!(
         (after.counter, after.sealed.as_slice(), after.confirmed),
@@ -63,7 +68,7 @@ fn older_value_is_ignored_and_ours_goes_out_again() {
     let (again, note) = take_in(Some(&after), &seen(4, b"x"));
     assert_eq!(note, Some(Note::Rollback { seen: 5, got: 4 }));
     assert_eq!(again.counter, 5);
-    let (other, note) = take_in(Some(&after), &seen(5, b"other"));
+    let (other, note) = take_in(Some(&after), &seen_at(5, 5, b"other"));
     assert_eq!((other.sealed.as_slice(), note), (b"other".as_slice(), None));
 }
 
@@ -83,7 +88,7 @@ fn a_waiting_write_outlives_what_it_was_based_on() {
 #[test]
 fn a_waiting_write_loses_to_whatever_it_does_not_know_of() {
     for theirs in [5, 6, 9] {
-        let (after, note) = take_in(Some(&waiting(6)), &seen(theirs, b"x"));
+        let (after, note) = take_in(Some(&waiting(6)), &seen_at(5, theirs, b"x"));
         assert_eq!(note, Some(Note::Overwritten { ours: 6, theirs }));
         assert_eq!(
             (after.counter, after.published, after.overwritten),
@@ -124,8 +129,95 @@ fn a_published_write_that_the_network_gave_up_is_reported() {
     assert_eq!(note, Some(Note::Overwritten { ours: 6, theirs: 6 }));
     assert_eq!(after.overwritten, Some(6));
     // A newer one builds on ours.
-    let (_, note) = take_in(Some(&ours), &seen(7, b"x"));
+    let (_, note) = take_in(Some(&ours), &seen_at(6, 7, b"x"));
     assert_eq!(note, None);
+    // Not so under the same number, whatever the counters: its writer did not know of ours.
+    let (after, note) = take_in(Some(&ours), &seen_at(5, 7, b"x"));
+    assert_eq!(note, Some(Note::Overwritten { ours: 6, theirs: 7 }));
+    assert!(!after.published);
+}
+
+/// A write of ours that was handed to Veilid and lost against another under the same number.
+fn yielded(ours: u64, theirs: u64) -> Cached {
+    let attempted = Cached {
+        attempted: true,
+        ..write(None, ours, b"ours".to_vec())
+    };
+    let (row, note) = take_in(Some(&attempted), &seen(theirs, b"theirs"));
+    assert_eq!(note, Some(Note::Overwritten { ours, theirs }));
+    row
+}
+
+#[test]
+fn the_loser_sends_the_winners_value_above_their_own() {
+    let row = yielded(1, 1);
+    assert_eq!(
+        (row.sealed.as_slice(), row.own, row.published, row.seq),
+        (b"theirs".as_slice(), false, false, Some(4))
+    );
+    // Where ours cannot be under that number, nothing is left to send.
+    let attempted = Cached {
+        attempted: true,
+        ..write(None, 1, b"ours".to_vec())
+    };
+    let above = Seen {
+        above_sent: true,
+        ..seen(1, b"theirs")
+    };
+    assert!(take_in(Some(&attempted), &above).0.published);
+    assert!(take_in(Some(&waiting(6)), &seen_at(5, 6, b"x")).0.published);
+}
+
+#[test]
+fn what_was_yielded_does_not_come_back_under_the_contested_number() {
+    for ours in [1, 2] {
+        let row = yielded(ours, 1);
+        // Another read reaches the nodes that took ours.
+        let (after, note) = take_in(Some(&row), &seen(ours, b"ours"));
+        assert_eq!((&after, note), (&row, Some(Note::Contested)));
+        // A third writer's is no reason to choose again either.
+        let (after, note) = take_in(Some(&row), &seen(1, b"third"));
+        assert_eq!((&after, note), (&row, Some(Note::Contested)));
+        // What stands above it does, and then there is nothing to send.
+        let (after, note) = take_in(Some(&row), &seen_at(5, ours, b"ours"));
+        assert_eq!(
+            (after.sealed.as_slice(), after.published, note),
+            (b"ours".as_slice(), true, None)
+        );
+        // Unless the winner's was sent by us already, perhaps under the very same number.
+        let sent = Cached {
+            attempted: true,
+            ..row
+        };
+        let (after, note) = take_in(Some(&sent), &seen_at(5, 1, b"third"));
+        assert_eq!((after.published, note), (false, Some(Note::Contested)));
+    }
+}
+
+#[test]
+fn a_write_on_top_of_the_winners_value_does_not_yield_to_what_was_yielded() {
+    let row = yielded(1, 1);
+    let next = write(Some(row), 2, b"merged".to_vec());
+    for sealed in [b"ours".as_slice(), b"theirs"] {
+        let (after, note) = take_in(Some(&next), &seen(1, sealed));
+        assert_eq!((&after, note), (&next, None));
+    }
+}
+
+#[test]
+fn a_reader_notices_two_values_under_one_number() {
+    let row = read(5);
+    let (after, note) = take_in(Some(&row), &seen(5, b"other"));
+    assert_eq!(
+        (after.sealed.as_slice(), after.published, note),
+        (b"other".as_slice(), false, Some(Note::Contested))
+    );
+    let (after, note) = take_in(Some(&row), &seen_at(5, 5, b"other"));
+    assert_eq!((after.published, note), (true, None));
+    let ours = confirm(&waiting(6), 6, b"ours", Some(5));
+    let (after, note) = take_in(Some(&ours), &seen_at(5, 6, b"x"));
+    assert_eq!(note, Some(Note::Overwritten { ours: 6, theirs: 6 }));
+    assert!(!after.published);
 }
 
 #[test]
@@ -228,6 +320,7 @@ impl Device {
             counter: decode(sealed).0,
             sealed,
             seq: Some(*seq),
+            above_sent: false,
         };
         let (row, note) = take_in(self.row.as_ref(), &seen);
         self.row = Some(row);
@@ -283,7 +376,8 @@ proptest! {
         for counter in counters {
             let sealed = [counter as u8];
             let (after, note) = take_in(row.as_ref(), &seen(counter, &sealed));
-            prop_assert_eq!(note.is_some(), counter < highest);
+            let older = matches!(note, Some(Note::Rollback { .. }));
+            prop_assert_eq!(older, counter < highest);
             highest = highest.max(counter);
             prop_assert_eq!(after.confirmed, highest);
             prop_assert_eq!(after.counter, highest);

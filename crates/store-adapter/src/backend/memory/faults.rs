@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Disk, FileData, FileState, MemoryBackend, TableData, TableState, apply, lock, write_at,
+    Backend, Disk, FileData, FileState, MemoryBackend, TableData, TableState, apply, lock, write_at,
 };
 
 /// Bytes of a sector: a disk writes it whole or not at all.
@@ -167,7 +167,7 @@ impl MemoryBackend {
         for (name, value) in lock(&self.disk.secrets).iter() {
             image.push((format!("secret {name}"), value.to_vec()));
         }
-        for table in lock(&self.disk.tables).keys().cloned().collect::<Vec<_>>() {
+        for table in self.table_names() {
             for (column, key, value) in self.rows(&table) {
                 let row = format!("table {table} column {column}");
                 image.push((row.clone(), key.to_vec()));

@@ -136,6 +136,11 @@ impl Tables {
             .sum()
     }
 
+    /// Whether a table is open: SQLite keeps its log beside it for so long.
+    pub(super) fn is_open(&self, internal: &str) -> bool {
+        self.part(internal, "-wal").exists()
+    }
+
     /// Remembers a table durably, the name of its file included.
     pub(super) fn remember(&self, name: &str, internal: &str) -> Result<()> {
         sync_directory(&self.directory).map_err(|source| self.failed(source))?;
@@ -158,7 +163,7 @@ impl Tables {
     pub(super) fn put_back(&self, name: &str, known: &str, internal: &str) -> Result<()> {
         let log = self.part(known, "-wal");
         let moved = || {
-            if self.part(internal, "-wal").exists() {
+            if self.is_open(internal) {
                 return Err(io::Error::other("the new table is still open"));
             }
             // Copied, because neither the file nor its log is whole without the other.
