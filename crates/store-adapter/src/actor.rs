@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use crate::{
-    Error, Result, core::Core, export, import, index::Change, index::Tags, pins::Pinning,
+    Error, Result, core::Core, export, gc, import, index::Change, index::Tags, pins::Pinning,
     pins::Pins, tables::Request as Write,
 };
 
@@ -261,17 +261,9 @@ async fn list(core: &Core, tx: &irpc::channel::mpsc::Sender<api::Result<Hash>>) 
             return Ok(());
         }
     }
-    let rows = core.tables.read().await?.index.entry_rows().await?;
-    for row in rows {
-        let entry = core.tables.read().await?.index.entry_at(row).await;
-        match entry {
-            Ok(Some(entry)) => {
-                if tx.send(Ok(entry.hash())).await.is_err() {
-                    return Ok(());
-                }
-            }
-            Ok(None) | Err(None) => {}
-            Err(Some(error)) => return Err(error),
+    for hash in gc::hashes(core).await? {
+        if tx.send(Ok(hash)).await.is_err() {
+            return Ok(());
         }
     }
     Ok(())

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bao_tree::{ChunkNum, ChunkRanges};
@@ -54,6 +57,8 @@ pub(crate) struct Blob {
     pub(crate) view: watch::Sender<View>,
     /// Held by whoever changes the blob.
     pub(crate) work: Mutex<Work>,
+    /// Set while what is written and what is known may differ: see [`Changing`].
+    stale: AtomicBool,
 }
 
 impl Blob {
@@ -62,11 +67,48 @@ impl Blob {
             hash,
             view: watch::Sender::new(View::default()),
             work: Mutex::default(),
+            stale: AtomicBool::new(false),
         }
+    }
+
+    /// Whether a change was broken off, so that what is known of the blob has to be read again.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn refreshed(&self) {
+        self.stale.store(false, Ordering::SeqCst);
+    }
+
+    pub(crate) fn doubt(&self) {
+        self.stale.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn view(&self) -> View {
         self.view.borrow().clone()
+    }
+}
+
+/// Lives while a change is being written. Whoever writes may be dropped meanwhile, and the change is made all the same: then
+/// what is known of the blob is read again by the next one.
+pub(crate) struct Changing<'a>(Option<&'a Blob>);
+
+impl<'a> Changing<'a> {
+    pub(crate) fn new(blob: &'a Blob) -> Self {
+        Self(Some(blob))
+    }
+
+    /// The answer is there.
+    pub(crate) fn answered(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        if let Some(blob) = self.0 {
+            blob.doubt();
+        }
     }
 }
 
@@ -206,8 +248,10 @@ impl FilePartial {
             let chunks = group_len.div_ceil(CHUNK);
             let all = u16::MAX >> (16 - chunks.clamp(1, 16));
             if fragment.have & all == all
-                && let Some(fragment) = self.fragments.remove(&group)
+                && let Some(mut fragment) = self.fragments.remove(&group)
             {
+                // The size that was said first may have been too large.
+                fragment.data.truncate(group_len);
                 whole.push((group, fragment.data.into()));
             }
         }

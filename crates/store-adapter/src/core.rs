@@ -15,7 +15,10 @@ use tokio::sync::Semaphore;
 use crate::{
     Error, Result,
     backend::{Backend, Op, SegmentFile},
-    blob::{Blob, FilePartial, Partial, SmallPartial, StoredState, View, Work, chunks_of_groups},
+    blob::{
+        Blob, Changing, FilePartial, Partial, SmallPartial, StoredState, View, Work,
+        chunks_of_groups,
+    },
     index::{Change, Entry, Id, Index, Place, Tags},
     seal::{self, Kind},
     tables::{PAGES, Request, Tables},
@@ -131,8 +134,30 @@ impl Core {
                 blob
             }
         };
-        blobs.kept.put(hash, blob.clone());
+        // Partial ones hold more than an index entry, so they are not kept.
+        if blob
+            .view
+            .borrow()
+            .entry
+            .as_ref()
+            .is_none_or(|entry| entry.complete)
+        {
+            blobs.kept.put(hash, blob.clone());
+        }
         blob
+    }
+
+    /// A blob that turned out to be partial lives as long as somebody uses it.
+    pub(crate) fn do_not_keep(&self, hash: Hash) {
+        lock(&self.blobs).kept.pop(&hash);
+    }
+
+    /// Writes a change of a blob.
+    pub(crate) async fn change(&self, blob: &Blob, request: Request) -> Result<Option<Entry>> {
+        let changing = Changing::new(blob);
+        let written = self.tables.write(request).await;
+        changing.answered();
+        written
     }
 
     /// All blobs that somebody holds.
@@ -154,7 +179,7 @@ impl Core {
     /// What is known of a blob.
     pub(crate) async fn view(&self, blob: &Blob) -> Result<View> {
         let view = blob.view();
-        if view.loaded {
+        if view.loaded && !blob.is_stale() {
             return Ok(view);
         }
         let mut work = blob.work.lock().await;
@@ -164,8 +189,13 @@ impl Core {
     /// As [`view`](Self::view), for whoever holds the work.
     pub(crate) async fn load(&self, blob: &Blob, work: &mut Work) -> Result<View> {
         let view = blob.view();
-        if view.loaded {
+        if view.loaded && !blob.is_stale() {
             return Ok(view);
+        }
+        if blob.is_stale() {
+            // What was broken off may still wait to be written.
+            self.tables.write(Request::default()).await?;
+            *work = Work::default();
         }
         let entry = self.tables.read().await?.index.entry(&blob.hash).await?;
         let mut view = View {
@@ -179,6 +209,7 @@ impl Core {
                 work.counted = Some(entry.size);
                 view.entry = Some(entry);
             } else if let Some((partial, bitfield)) = self.load_partial(&entry).await? {
+                self.do_not_keep(blob.hash);
                 work.counted = Some(entry.here);
                 work.partial = Some(partial);
                 view.bitfield = bitfield;
@@ -187,6 +218,7 @@ impl Core {
                 if view.bitfield.total_bytes() != counted {
                     // The process ended between the bytes and the index.
                     blob.view.send_replace(view);
+                    blob.refreshed();
                     self.write_down(blob, work).await?;
                     return Ok(blob.view());
                 }
@@ -203,6 +235,7 @@ impl Core {
             }
         }
         blob.view.send_replace(view.clone());
+        blob.refreshed();
         Ok(view)
     }
 
@@ -210,7 +243,7 @@ impl Core {
     pub(crate) async fn write_all_down(&self) -> Result<()> {
         for blob in self.held() {
             let mut work = blob.work.lock().await;
-            if work.unwritten > 0 {
+            if work.unwritten > 0 && !blob.is_stale() {
                 self.write_down(&blob, &mut work).await?;
             }
         }
@@ -247,7 +280,7 @@ impl Core {
                 else {
                     return Ok(None);
                 };
-                let Ok(file) = self.open_file(entry).await else {
+                let Some(file) = self.find_file(entry).await? else {
                     return Ok(None);
                 };
                 let mut partial = FilePartial::new(file);
@@ -268,6 +301,15 @@ impl Core {
             .map_err(segment_error)?;
         lock(&self.files).put(entry.id, file.clone());
         Ok(file)
+    }
+
+    /// The file of a blob, open; none if it is gone.
+    pub(crate) async fn find_file(&self, entry: &Entry) -> Result<Option<Arc<dyn SegmentFile>>> {
+        match self.open_file(entry).await {
+            Ok(file) => Ok(Some(file)),
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes a file for a blob.
@@ -352,30 +394,29 @@ impl Core {
         })
     }
 
-    /// Whether the bytes that the index claims are there, as far as that shows without reading them all.
-    pub(crate) async fn is_there(&self, entry: &Entry) -> Result<bool> {
+    /// The groups whose bytes the index claims and which are not there, as far as that shows without reading them all.
+    pub(crate) async fn missing(&self, entry: &Entry) -> Result<Vec<(u64, u64)>> {
+        let all = vec![(0, u64::MAX)];
         match entry.place {
             Place::Pack(pack) => {
                 let sealed = self.tables.pack_row(pack, entry.id).await?;
-                Ok(sealed.is_some_and(|sealed| {
+                let there = sealed.is_some_and(|sealed| {
                     seal::open_row(&entry.key(), Kind::Pack, &entry.id, &sealed).is_some()
-                }))
+                });
+                Ok(if there { Vec::new() } else { all })
             }
             Place::File => {
-                for page in tree::pages(entry.size) {
-                    // The last pair of a page may be all that would be in it, and that is in another one.
-                    if tree::is_used(page, entry.size) && self.page(entry, page).await?.is_none() {
-                        return Ok(false);
-                    }
-                }
                 // Its bytes were synced before it was claimed.
-                match self.open_file(entry).await {
-                    Ok(_) => Ok(true),
-                    Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                        Ok(false)
-                    }
-                    Err(error) => Err(error),
+                if self.find_file(entry).await?.is_none() {
+                    return Ok(all);
                 }
+                let mut missing = Vec::new();
+                for page in tree::pages(entry.size) {
+                    if tree::is_used(page, entry.size) && self.page(entry, page).await?.is_none() {
+                        missing.push(page.groups());
+                    }
+                }
+                Ok(missing)
             }
         }
     }
@@ -437,7 +478,7 @@ impl Core {
         }
         let left = Bitfield::new(ranges.clone(), now.size);
         let file = match now.place {
-            Place::File if left.total_bytes() > 0 => self.open_file(&now).await.ok(),
+            Place::File if left.total_bytes() > 0 => self.find_file(&now).await?,
             _ => None,
         };
         let Some(file) = file else {
@@ -446,13 +487,13 @@ impl Core {
                 bytes: -signed(work.counted.unwrap_or(0)),
                 ..self.discard(&now, true)
             };
-            self.tables.write(request).await?;
-            self.remove_file(&now).await;
+            self.change(blob, request).await?;
             *work = Work::default();
             blob.view.send_replace(View {
                 loaded: true,
                 ..View::default()
             });
+            self.remove_file(&now).await;
             return Ok(());
         };
         let mut entry = (*now).clone();
@@ -522,12 +563,10 @@ impl Core {
                 request.changes.push(Change::Put(entry.clone()));
             }
         }
-        let small = request.pack.is_some();
-        let written = self.tables.write(request).await?;
-        if let (true, Some(entry)) = (small, written) {
-            blob.view
-                .send_modify(|view| view.entry = Some(Arc::new(entry)));
-        }
+        // That of a small one knows its pack now.
+        let entry = Arc::new(self.change(blob, request).await?.unwrap_or(entry));
+        blob.view
+            .send_modify(|view| view.entry = Some(entry.clone()));
         if let Some(Partial::File(partial)) = &mut work.partial {
             for (page, content) in partial.pages.drain() {
                 self.keep_page(&entry, page, Arc::new(content));

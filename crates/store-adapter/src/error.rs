@@ -49,6 +49,10 @@ pub enum Error {
     /// What the protected store holds as the key of this store is no key. Nothing was changed; restore the keyring.
     #[error("the key of the store is damaged")]
     KeyDamaged,
+    /// The store's key is there, and the index that belongs to it is not: the keyring is older than the tables, or the tables
+    /// of the Veilid node were taken away. Nothing was changed. Restore what belongs together.
+    #[error("the index of the store is lost")]
+    IndexLost,
     /// Tags cannot be read, so that it cannot be told what they keep. Set them again, or remove them.
     #[error("{count} tags are damaged")]
     TagsDamaged {
@@ -100,7 +104,7 @@ pub enum Error {
         len: usize,
     },
     /// A blob that stands where a hash sequence is expected is larger than any that this crate reads into memory.
-    #[error("the hash sequence {hash} has {size} bytes")]
+    #[error("a hash sequence has {size} bytes, more than can be followed")]
     SequenceTooLarge {
         /// The blob.
         hash: Hash,

@@ -36,6 +36,9 @@ const WINDOW: usize = 64;
 const NARROW: usize = 4;
 const LOG_GROUP_CHUNKS: u32 = 4;
 
+/// How often a blob is looked at that changes meanwhile.
+const SOURCE_TRIES: usize = 8;
+
 /// A blob as it is when somebody begins to read it.
 struct Source {
     blob: Arc<Blob>,
@@ -69,8 +72,22 @@ enum Unread {
 impl Core {
     /// `None` if there is no such blob.
     async fn source(&self, blob: &Arc<Blob>, pairs: bool) -> Result<Option<Source>> {
+        for _ in 0..SOURCE_TRIES {
+            if let Some(source) = self.source_now(blob, pairs).await? {
+                return Ok(source);
+            }
+            // It changed while it was looked at, or a change was broken off: look again.
+            blob.doubt();
+        }
+        Err(Error::Blobs {
+            cause: "a blob changes faster than it can be read".to_owned(),
+        })
+    }
+
+    /// `None` to look again.
+    async fn source_now(&self, blob: &Arc<Blob>, pairs: bool) -> Result<Option<Option<Source>>> {
         if blob.hash == Hash::EMPTY {
-            return Ok(Some(Source {
+            return Ok(Some(Some(Source {
                 blob: blob.clone(),
                 size: 0,
                 present: ChunkRanges::all(),
@@ -78,11 +95,11 @@ impl Core {
                     data: Bytes::new(),
                     pairs: HashMap::new(),
                 },
-            }));
+            })));
         }
         let view = self.view(blob).await?;
         let Some(entry) = view.entry else {
-            return Ok(None);
+            return Ok(Some(None));
         };
         let source = |size, present, content| Source {
             blob: blob.clone(),
@@ -93,7 +110,7 @@ impl Core {
         match (entry.place, entry.complete) {
             (Place::Pack(_), true) => {
                 let Some(data) = self.small(blob, &entry).await? else {
-                    return Ok(None);
+                    return Ok(Some(None));
                 };
                 let pairs = if pairs {
                     tree_of(&data).1
@@ -101,14 +118,13 @@ impl Core {
                     HashMap::new()
                 };
                 let content = Content::Memory { data, pairs };
-                Ok(Some(source(entry.size, ChunkRanges::all(), content)))
+                Ok(Some(Some(source(entry.size, ChunkRanges::all(), content))))
             }
             (Place::Pack(_), false) => {
                 let work = blob.work.lock().await;
                 let Some(Partial::Small(partial)) = &work.partial else {
                     // Completed, or gone, in between.
-                    drop(work);
-                    return Box::pin(self.source(blob, pairs)).await;
+                    return Ok(None);
                 };
                 let bitfield = blob.view().bitfield;
                 let mut data = partial.data.clone();
@@ -118,7 +134,11 @@ impl Core {
                     data: data.into(),
                     pairs: partial.pairs(),
                 };
-                Ok(Some(source(bitfield.size(), bitfield.ranges, content)))
+                Ok(Some(Some(source(
+                    bitfield.size(),
+                    bitfield.ranges,
+                    content,
+                ))))
             }
             (Place::File, complete) => {
                 let mut fragments = HashMap::new();
@@ -127,8 +147,7 @@ impl Core {
                 if !complete {
                     let work = blob.work.lock().await;
                     let Some(Partial::File(partial)) = &work.partial else {
-                        drop(work);
-                        return Box::pin(self.source(blob, pairs)).await;
+                        return Ok(None);
                     };
                     let bitfield = blob.view().bitfield;
                     fragments = partial
@@ -147,7 +166,7 @@ impl Core {
                             if source.kind() == io::ErrorKind::NotFound =>
                         {
                             self.lose(blob, &entry, &[(0, u64::MAX)]).await?;
-                            return Ok(None);
+                            return Ok(Some(None));
                         }
                         Err(error) => return Err(error),
                     },
@@ -159,7 +178,7 @@ impl Core {
                     segments,
                     fragments,
                 };
-                Ok(Some(source(size, present, content)))
+                Ok(Some(Some(source(size, present, content))))
             }
         }
     }

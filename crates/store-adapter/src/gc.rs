@@ -14,7 +14,7 @@ use crate::{
     actor::{self, with_tags},
     backend::Op,
     core::{Core, lock},
-    index::{Change, Entry, Id, Index, Place, Totals},
+    index::{Change, Entry, Id, Index, Place},
     pins::Pins,
     tables::{PAGES, Request},
     walk::Reached,
@@ -84,8 +84,9 @@ pub(crate) async fn collect(
         .into_iter()
         .filter(|entry| !gone.contains(&entry.hash()))
         .collect();
-    if !swept.swap(true, Ordering::Relaxed) {
+    if !swept.load(Ordering::Relaxed) {
         sweep(core).await?;
+        swept.store(true, Ordering::Relaxed);
     }
     compact(core, &kept).await?;
     Ok(GcReport {
@@ -119,22 +120,41 @@ struct Scan {
 
 impl Scan {
     async fn new(core: &Core) -> Result<Self> {
-        let rows = core.tables.read().await?.index.entry_rows().await?;
-        let mut scan = Self {
-            entries: Vec::with_capacity(rows.len()),
-            unreadable: Vec::new(),
-        };
-        for row in rows {
-            let entry = core.tables.read().await?.index.entry_at(row.clone()).await;
-            match entry {
-                Ok(Some(entry)) => scan.entries.push(entry),
-                Ok(None) => {}
-                Err(None) => scan.unreadable.push(row),
-                Err(Some(error)) => return Err(error),
+        loop {
+            let (epoch, rows) = {
+                let open = core.tables.read().await?;
+                (open.index.epoch, open.index.entry_rows().await?)
+            };
+            let mut scan = Self {
+                entries: Vec::with_capacity(rows.len()),
+                unreadable: Vec::new(),
+            };
+            let mut same = true;
+            for row in rows {
+                let open = core.tables.read().await?;
+                // In another epoch the rows have other names, so that none of these would be found.
+                same = open.index.epoch == epoch;
+                if !same {
+                    break;
+                }
+                match open.index.entry_at(row.clone()).await {
+                    Ok(Some(entry)) => scan.entries.push(entry),
+                    Ok(None) => {}
+                    Err(None) => scan.unreadable.push(row),
+                    Err(Some(error)) => return Err(error),
+                }
+            }
+            if same {
+                return Ok(scan);
             }
         }
-        Ok(scan)
     }
+}
+
+/// The hashes of all blobs in the index.
+pub(crate) async fn hashes(core: &Core) -> Result<Vec<Hash>> {
+    let scan = Scan::new(core).await?;
+    Ok(scan.entries.iter().map(Entry::hash).collect())
 }
 
 /// A sequence that was here and got damaged may be all that says what else is needed. Until it is here again, nothing is
@@ -155,42 +175,54 @@ async fn settle_lost(core: &Core, live: &Reached, scan: &Scan) -> Result<()> {
                 count: scan.unreadable.len(),
             });
         }
-        let rows = scan.unreadable.iter().cloned().map(Index::remove_row);
+        let mut index: Vec<Op> = scan
+            .unreadable
+            .iter()
+            .cloned()
+            .map(Index::remove_row)
+            .collect();
+        // Their files are those that nobody else has.
+        let files = core.tables.read().await?.index.files().await?;
+        let known: HashSet<Id> = scan.entries.iter().map(|entry| entry.id).collect();
+        let importing = lock(&core.importing).clone();
+        let fresh = Scan::new(core).await?;
+        let new: HashSet<Id> = fresh.entries.iter().map(|entry| entry.id).collect();
+        let dead: Vec<Id> = files
+            .iter()
+            .filter_map(|id| <Id>::try_from(&id[..]).ok())
+            .filter(|id| !known.contains(id) && !new.contains(id) && !importing.contains(id))
+            .collect();
+        index.extend(dead.iter().copied().map(Index::remove_file_row));
         core.tables
             .write(Request {
-                index: rows.collect(),
+                index,
                 ..Request::default()
             })
             .await?;
-        recount(core).await?;
+        core.tables.recount().await?;
+        let backend = core.backend.clone();
+        crate::core::blocking(move || {
+            dead.iter()
+                .try_for_each(|id| backend.remove_file(&crate::index::file_name(id)))
+        })
+        .await?
+        .map_err(crate::core::segment_error)?;
     }
     if !lost.is_empty() {
-        lock(&core.lost).clear();
+        // What got lost since stays.
+        let left = {
+            let mut now = lock(&core.lost);
+            now.retain(|hash| !lost.contains(hash));
+            now.clone()
+        };
         core.tables
             .write(Request {
-                changes: vec![Change::Lost(Default::default())],
+                changes: vec![Change::Lost(left)],
                 ..Request::default()
             })
             .await?;
     }
     Ok(())
-}
-
-/// Counts anew what the store holds.
-pub(crate) async fn recount(core: &Core) -> Result<()> {
-    let scan = Scan::new(core).await?;
-    let mut totals = Totals {
-        erasable: true,
-        ..Totals::default()
-    };
-    for entry in &scan.entries {
-        let view = core.view(&core.blob(entry.hash())).await?;
-        if view.entry.is_some() {
-            totals.blobs += 1;
-            totals.bytes += view.bitfield.total_bytes();
-        }
-    }
-    core.tables.recount(totals).await
 }
 
 /// Removes rows that nothing claims: what a crash left.
@@ -313,13 +345,11 @@ async fn relocate(core: &Core, hash: Hash, dead: &[u32]) -> Result<()> {
         // Found missing when it is read next.
         return Ok(());
     };
-    let written = core
-        .tables
-        .write(Request {
-            pack: Some(((*entry).clone(), row)),
-            ..Request::default()
-        })
-        .await?;
+    let request = Request {
+        pack: Some(((*entry).clone(), row)),
+        ..Request::default()
+    };
+    let written = core.change(&blob, request).await?;
     if let Some(written) = written {
         blob.view
             .send_modify(|view| view.entry = Some(written.into()));
@@ -369,7 +399,8 @@ pub(crate) async fn check_recent(core: &Core) -> Result<()> {
         }
     }
     let recent = core.tables.read().await?.index.recent().await?;
-    let mut missing = 0;
+    let mut damaged = 0;
+    let mut request = Request::default();
     for row in &recent {
         let entry = core.tables.read().await?.index.entry_at(row.clone()).await;
         let entry = match entry {
@@ -377,17 +408,25 @@ pub(crate) async fn check_recent(core: &Core) -> Result<()> {
             Ok(None) | Err(None) => continue,
             Err(Some(error)) => return Err(error),
         };
-        let blob = core.blob(entry.hash());
-        core.view(&blob).await?;
-        if !core.is_there(&entry).await? {
-            missing += 1;
-            core.lose(&blob, &entry, &[(0, u64::MAX)]).await?;
+        if let Place::Pack(pack) = entry.place {
+            request.unsynced.insert(pack);
+        }
+        let missing = core.missing(&entry).await?;
+        if !missing.is_empty() {
+            damaged += 1;
+            let blob = core.blob(entry.hash());
+            core.view(&blob).await?;
+            core.lose(&blob, &entry, &missing).await?;
         }
     }
-    if missing > 0 {
-        tracing::warn!(missing, "blobs that came in just before the end were lost");
+    if damaged > 0 {
+        tracing::warn!(
+            damaged,
+            "blobs that came in just before the end are not whole"
+        );
     }
     if !recent.is_empty() {
+        core.tables.write(request).await?;
         core.tables.checkpoint().await?;
     }
     Ok(())

@@ -18,7 +18,9 @@ use tokio::{io::AsyncReadExt, task::JoinHandle};
 use crate::{
     Error, Result,
     backend::{Op, SegmentFile},
-    blob::{Blob, FilePartial, Partial, SmallPartial, View, Work, chunks_of},
+    blob::{
+        Blob, Changing, FilePartial, Partial, SmallPartial, View, Work, chunks_of, chunks_of_groups,
+    },
     core::{Core, SMALL, blocking, lock, segment_error, signed},
     index::{Change, Entry, Id, Place},
     pins::Pinning,
@@ -221,7 +223,7 @@ async fn complete_small(core: &Core, blob: &Blob, work: &mut Work, data: &[u8]) 
         pack: Some((entry, sealed.into())),
         ..replace(core, &view, work, size)
     };
-    let written = core.tables.write(request).await?;
+    let written = core.change(blob, request).await?;
     completed(core, blob, work, view, written).await;
     Ok(())
 }
@@ -499,7 +501,7 @@ impl<'a> Large<'a> {
         let mut request = replace(self.core, &view, &work, self.size);
         request.pages.extend(pages);
         request.changes.push(Change::Put(self.entry.clone()));
-        self.core.tables.write(request).await?;
+        self.core.change(&blob, request).await?;
         completed(self.core, &blob, &mut work, view, Some(self.entry.clone())).await;
         Ok((tag, true))
     }
@@ -531,6 +533,7 @@ async fn take_pieces(
 ) -> Result<()> {
     core.freshen(blob.hash);
     let mut open = true;
+    let mut early = Vec::new();
     while open {
         let mut items = Vec::new();
         let mut pieces = 0;
@@ -561,7 +564,18 @@ async fn take_pieces(
         if blob.hash == Hash::EMPTY || view.complete().is_some() {
             continue;
         }
+        // Nothing is begun for a blob of which no byte has come: until then, its size is only what somebody says.
+        early.append(&mut items);
+        if view.entry.is_none() && !early.iter().any(|i| matches!(i, BaoContentItem::Leaf(_))) {
+            continue;
+        }
+        let items = mem::take(&mut early);
         let taken = async {
+            let small = matches!(&view.entry, Some(entry) if entry.place != Place::File);
+            if small && size > SMALL {
+                // One of the two sizes is wrong, and nothing says which: begin anew.
+                forget(core, blob, &mut work).await?;
+            }
             if !items.is_empty() {
                 take(core, blob, &mut work, size, items).await?;
             }
@@ -604,6 +618,7 @@ async fn take(
             let entry = Arc::new(entry);
             blob.view
                 .send_modify(|view| view.entry = Some(entry.clone()));
+            core.do_not_keep(blob.hash);
             entry
         }
     };
@@ -648,13 +663,40 @@ async fn take(
         }
     }
     if let (Some(Partial::File(partial)), false) = (&work.partial, whole.is_empty()) {
-        write_groups(partial.file.clone(), Segments::new(&entry.key()), whole).await?;
+        let groups: Vec<u64> = whole.iter().map(|(group, _)| *group).collect();
+        let written = write_groups(partial.file.clone(), Segments::new(&entry.key()), whole).await;
+        if let Err(error) = written {
+            // Parts of them were here already, and went into what could not be written.
+            blob.view.send_modify(|view| {
+                let mut ranges = view.bitfield.ranges.clone();
+                for group in groups {
+                    ranges -= chunks_of_groups(group, group + 1);
+                }
+                view.bitfield = Bitfield::new(ranges, view.bitfield.size());
+            });
+            return Err(error);
+        }
     }
     let complete = bitfield.is_complete();
     if !complete {
         blob.view.send_modify(|view| view.bitfield = bitfield);
         return Ok(());
     }
+    // Until it is put back or done with, nobody knows of it.
+    let changing = Changing::new(blob);
+    let completed = complete_partial(core, blob, work, &entry, &bitfield).await;
+    changing.answered();
+    completed
+}
+
+/// Makes a blob complete of which everything is here.
+async fn complete_partial(
+    core: &Core,
+    blob: &Blob,
+    work: &mut Work,
+    entry: &Entry,
+    bitfield: &Bitfield,
+) -> Result<()> {
     match work.partial.take() {
         Some(Partial::Small(partial)) => {
             let (hash, _) = tree::tree_of(&partial.data);
@@ -663,16 +705,20 @@ async fn take(
                 forget(core, blob, work).await?;
                 return Err(Error::Unverified);
             }
-            complete_small(core, blob, work, &partial.data).await
+            let written = complete_small(core, blob, work, &partial.data).await;
+            if written.is_err() {
+                work.partial = Some(Partial::Small(partial));
+            }
+            written
         }
         Some(Partial::File(mut partial)) => {
-            let written = complete_file(core, blob, work, &entry, &mut partial, &bitfield).await;
+            let written = complete_file(core, blob, work, entry, &mut partial, bitfield).await;
             if written.is_err() {
                 work.partial = Some(Partial::File(partial));
             }
             written
         }
-        None => Ok(()),
+        None => Err(Error::Unverified),
     }
 }
 
@@ -730,6 +776,10 @@ async fn complete_file(
     partial: &mut FilePartial,
     bitfield: &Bitfield,
 ) -> Result<()> {
+    if !partial.fragments.is_empty() {
+        // Cannot be, since every chunk is here; if it is, their groups are fetched once more.
+        return Err(Error::Unverified);
+    }
     let (file, backend) = (partial.file.clone(), core.backend.clone());
     blocking(move || {
         file.sync()?;
@@ -754,7 +804,7 @@ async fn complete_file(
         column: crate::tables::PAGES,
         key: crate::core::state_row(&entry.id),
     });
-    core.tables.write(request).await?;
+    core.change(blob, request).await?;
     for (page, content) in partial.pages.drain() {
         core.keep_page(&entry, page, Arc::new(content));
     }
@@ -772,16 +822,16 @@ async fn forget(core: &Core, blob: &Blob, work: &mut Work) -> Result<()> {
             bytes: -signed(counted),
             ..core.discard(entry, true)
         };
-        core.tables.write(request).await?;
-    }
-    if let Some(entry) = &view.entry {
-        core.remove_file(entry).await;
+        core.change(blob, request).await?;
     }
     *work = Work::default();
     blob.view.send_replace(View {
         loaded: true,
         ..View::default()
     });
+    if let Some(entry) = &view.entry {
+        core.remove_file(entry).await;
+    }
     Ok(())
 }
 

@@ -189,6 +189,16 @@ impl Index {
         Ok(entry.filter(|entry| entry.hash == *hash.as_bytes()))
     }
 
+    /// Whether there is nothing at all, not even a count.
+    pub(crate) async fn is_empty(&self) -> Result<bool> {
+        for column in [META, ENTRIES, TAGS, TAGS_AGAIN] {
+            if !self.table.keys(column).await?.is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// The rows of all blobs.
     pub(crate) async fn entry_rows(&self) -> Result<Vec<Bytes>> {
         self.table.keys(ENTRIES).await

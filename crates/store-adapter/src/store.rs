@@ -27,6 +27,7 @@ use crate::{
     pins::Pins,
     seal,
     secret::StoreSecret,
+    secrets::sync_directory,
     tables::{Tables, first_key},
     walk::{self, Reached},
 };
@@ -126,6 +127,7 @@ struct Inner {
     gate: RwLock<()>,
     protected: Arc<Mutex<HashMap<Hash, usize>>>,
     closed: AtomicBool,
+    closing: tokio::sync::Mutex<bool>,
     swept: AtomicBool,
 }
 
@@ -207,26 +209,28 @@ impl VeilidStore {
     ) -> Result<Self> {
         let name = secret_name(&id);
         let secret = if fresh {
-            let secret = StoreSecret::create(secrets.clone(), name, first_key()?).await?;
-            let at = dir.to_owned();
-            blocking(begun)
-                .await?
-                .map_err(|source| Error::Io { path: at, source })?;
-            secret
+            StoreSecret::create(secrets.clone(), name, first_key()?).await?
         } else {
             StoreSecret::load(secrets.clone(), name)
                 .await?
                 .ok_or(Error::KeyLost)?
         };
-        let (tables, counted) = Tables::open(backend.clone(), prefix(&id), secret).await?;
+        let (tables, counted) = Tables::open(backend.clone(), prefix(&id), secret, fresh).await?;
         let opened = async {
+            if !counted {
+                tables.recount().await?;
+            }
             let lost = tables.read().await?.index.lost().await?;
             let core = Arc::new(Core::new(backend, tables.clone(), lost));
+            if fresh {
+                // Now that it has a key and an index.
+                let at = dir.to_owned();
+                blocking(begun)
+                    .await?
+                    .map_err(|source| Error::Io { path: at, source })?;
+            }
             gc::remove_orphans(&core).await?;
             gc::check_recent(&core).await?;
-            if !counted {
-                gc::recount(&core).await?;
-            }
             Ok(core)
         };
         let core = match opened.await {
@@ -249,6 +253,7 @@ impl VeilidStore {
             gate: RwLock::default(),
             protected: Arc::default(),
             closed: AtomicBool::new(false),
+            closing: tokio::sync::Mutex::new(false),
             swept: AtomicBool::new(false),
         });
         if let Some(interval) = options.gc_interval {
@@ -399,6 +404,13 @@ impl VeilidStore {
         gc::collect(&inner.core, &inner.store, &inner.pins, roots, &inner.swept).await
     }
 
+    /// Does something to its end, also when whoever asked goes away.
+    async fn to_the_end<T: Send + 'static>(
+        task: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        tokio::spawn(task).await.map_err(|_| Error::Closed)?
+    }
+
     /// Makes what was removed unreadable for good, even for somebody who gets both the disk and the key later: puts the index, which
     /// holds the key of each blob, under a new key and deletes the old one. Takes time in proportion to the number of
     /// blobs, so it is done for many deleted ones together.
@@ -410,6 +422,8 @@ impl VeilidStore {
     /// [`Error::TagsDamaged`], and those of the key's store; then the old key stays. [`Error::Closed`], [`Error::Io`].
     pub async fn erase(&self) -> Result<()> {
         self.check_open()?;
+        // Alone, since whoever reads the whole index finds nothing under the names of another epoch.
+        let _gate = self.inner.gate.write().await;
         self.inner.core.tables.rotate().await
     }
 
@@ -420,12 +434,18 @@ impl VeilidStore {
     /// As [`erase`](Self::erase); then the old protection stays.
     pub async fn rekey(&self, protection: Protection) -> Result<()> {
         self.check_open()?;
-        let old = self.inner.secrets.set_protection(protection).await;
-        let rotated = self.inner.core.tables.rotate().await;
-        if rotated.is_err() {
-            self.inner.secrets.set_protection(old).await;
-        }
-        rotated
+        let inner = self.inner.clone();
+        // To its end, so that a protection which was not taken is not left in place.
+        Self::to_the_end(async move {
+            let _gate = inner.gate.write().await;
+            let old = inner.secrets.set_protection(protection).await;
+            let rotated = inner.core.tables.rotate().await;
+            if rotated.is_err() {
+                inner.secrets.set_protection(old).await;
+            }
+            rotated
+        })
+        .await
     }
 
     /// What the store holds.
@@ -481,9 +501,13 @@ impl VeilidStore {
     /// # Errors
     /// [`Error::Blobs`] if the store could not be shut down in order.
     pub async fn close(&self) -> Result<()> {
-        if self.inner.closed.swap(true, Ordering::Relaxed) {
+        self.inner.closed.store(true, Ordering::Relaxed);
+        // Whoever closes at the same time waits until it is done.
+        let mut done = self.inner.closing.lock().await;
+        if *done {
             return Ok(());
         }
+        *done = true;
         self.inner.store.shutdown().await.map_err(Error::blobs)
     }
 
@@ -493,11 +517,11 @@ impl VeilidStore {
     /// [`Error::Io`] and those of the key's store. Call [`destroy`](Self::destroy) to try again.
     pub async fn wipe(self) -> Result<()> {
         let core = self.inner.core.clone();
-        self.inner
-            .secrets
-            .remove(&secret_name(&self.inner.id))
-            .await?;
+        let name = secret_name(&self.inner.id);
+        self.inner.secrets.remove(&name).await?;
         self.close().await?;
+        // A new key may have been on its way.
+        self.inner.secrets.remove(&name).await?;
         delete_tables(&*core.backend, &prefix(&self.inner.id)).await?;
         let (backend, dir) = (core.backend.clone(), self.inner.dir.clone());
         blocking(move || {
@@ -704,7 +728,7 @@ fn write_format(dir: &Path, id: &str) -> io::Result<()> {
     file.write_all(format!("{FORMAT}{VERSION}\n{id}\n").as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&new, dir.join(FORMAT_FILE))?;
-    File::open(dir)?.sync_all()
+    sync_directory(dir)
 }
 
 #[cfg(test)]

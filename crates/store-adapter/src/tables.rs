@@ -4,7 +4,7 @@
 //! then what the index no longer claims is deleted. A crash between two of them leaves rows that nobody claims, and the next
 //! garbage collection removes those. Requests that wait at the same time share their transactions.
 
-use std::{collections::BTreeSet, num::NonZeroUsize, sync::Arc};
+use std::{collections::BTreeSet, num::NonZeroUsize, ops::Deref, sync::Arc};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -44,6 +44,8 @@ pub(crate) struct Request {
     /// Rows of the pages table that nobody claims any more.
     pub(crate) dead_pages: Vec<Op>,
     pub(crate) dead_rows: Vec<(u32, Id)>,
+    /// Packs that may hold what is not on the disk itself.
+    pub(crate) unsynced: BTreeSet<u32>,
     pub(crate) blobs: i64,
     pub(crate) bytes: i64,
 }
@@ -66,7 +68,8 @@ enum Message {
     DropPacks(Vec<u32>, oneshot::Sender<Result<()>>),
     /// From now on small blobs go to a new pack.
     NewPack(oneshot::Sender<Result<()>>),
-    Recount(Totals, oneshot::Sender<Result<()>>),
+    /// Counts anew what the index holds.
+    Recount(oneshot::Sender<Result<()>>),
     Checkpoint(oneshot::Sender<Result<()>>),
     Close(oneshot::Sender<()>),
 }
@@ -87,43 +90,67 @@ struct Packs {
     open: LruCache<u32, Arc<dyn Table>>,
 }
 
-/// What readers and the writer share.
+/// The tables, and the way to their writer, which ends with the last handle.
 #[derive(Debug)]
 pub(crate) struct Tables {
+    shared: Arc<Shared>,
+    writer: mpsc::Sender<Message>,
+}
+
+impl Deref for Tables {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+/// What readers and the writer share.
+#[derive(Debug)]
+pub(crate) struct Shared {
     backend: Arc<dyn Backend>,
     prefix: String,
     /// Held for reading while a row is read, so that no table is deleted below a reader.
     open: RwLock<Option<Open>>,
     totals: std::sync::Mutex<Totals>,
-    writer: mpsc::Sender<Message>,
 }
 
 impl Tables {
-    /// Opens the tables and starts the writer. Gives what was counted last as well; none if it has to be counted again.
+    /// Opens the tables and starts the writer. Gives as well whether everything has to be counted again.
     pub(crate) async fn open(
         backend: Arc<dyn Backend>,
         prefix: String,
         secret: StoreSecret,
+        fresh: bool,
     ) -> Result<(Arc<Self>, bool)> {
         let (epoch, key) = secret.current();
-        for other in [epoch.wrapping_sub(1), epoch + 1] {
-            // Left by a rotation that was cut off after, or before, its key was saved.
-            backend.delete_table(&index_name(&prefix, other)).await?;
-        }
         let table = backend
             .open_table(&index_name(&prefix, epoch), COLUMNS)
             .await?;
         let index = Index::new(epoch, &key, table);
+        if fresh {
+            // From now on an index that is there is not empty.
+            let ops = vec![index.put_totals(&Totals::default())?, index.put_packs(&[])?];
+            index.table().commit(ops).await?;
+            index.table().checkpoint().await?;
+        } else if index.is_empty().await? {
+            // Another epoch's key, or tables that were taken away. Whatever else is there may still be of use.
+            return Err(Error::IndexLost);
+        }
+        for other in [epoch.wrapping_sub(1), epoch + 1] {
+            // Left by a rotation that was cut off after, or before, its key was saved.
+            backend.delete_table(&index_name(&prefix, other)).await?;
+        }
         let pages = backend.open_table(&format!("{prefix}_pages"), 1).await?;
         let (totals, packs) = (index.totals().await?, index.packs().await?);
         let counted = totals.is_some() && packs.is_some();
         let packs = Packs {
-            numbers: packs.unwrap_or_default(),
+            numbers: packs.unwrap_or_else(|| pack_numbers(&*backend, &prefix)),
             written: None,
             open: LruCache::new(NonZeroUsize::new(OPEN_PACKS).unwrap_or(NonZeroUsize::MIN)),
         };
         let (writer, requests) = mpsc::channel(BATCH_REQUESTS);
-        let tables = Arc::new(Self {
+        let shared = Arc::new(Shared {
             backend,
             prefix,
             open: RwLock::new(Some(Open {
@@ -132,11 +159,10 @@ impl Tables {
                 packs: Mutex::new(packs),
             })),
             totals: std::sync::Mutex::new(totals.unwrap_or_default()),
-            writer,
         });
         tokio::spawn(
             Writer {
-                tables: tables.clone(),
+                tables: shared.clone(),
                 secret,
                 broken: None,
                 recent: 0,
@@ -144,9 +170,54 @@ impl Tables {
             }
             .run(requests),
         );
-        Ok((tables, counted))
+        Ok((Arc::new(Self { shared, writer }), counted))
     }
 
+    /// Writes, and gives the entry of a small blob with its place.
+    pub(crate) async fn write(&self, request: Request) -> Result<Option<Entry>> {
+        self.ask(|done| Message::Write(request, done)).await?
+    }
+
+    /// Brings everything that was written to the disk itself.
+    pub(crate) async fn checkpoint(&self) -> Result<()> {
+        self.ask(Message::Checkpoint).await?
+    }
+
+    /// Puts the index under a new key and forgets the old one.
+    pub(crate) async fn rotate(&self) -> Result<()> {
+        self.ask(Message::Rotate).await?
+    }
+
+    pub(crate) async fn drop_packs(&self, packs: Vec<u32>) -> Result<()> {
+        self.ask(|done| Message::DropPacks(packs, done)).await?
+    }
+
+    pub(crate) async fn new_pack(&self) -> Result<()> {
+        self.ask(Message::NewPack).await?
+    }
+
+    /// Counts anew what the index holds.
+    pub(crate) async fn recount(&self) -> Result<()> {
+        self.ask(Message::Recount).await?
+    }
+
+    /// Lets go of all tables, once everything that waits is written.
+    pub(crate) async fn close(&self) {
+        // An error means that it is closed already.
+        let _ = self.ask(Message::Close).await;
+    }
+
+    async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Result<T> {
+        let (done, answer) = oneshot::channel();
+        self.writer
+            .send(message(done))
+            .await
+            .map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)
+    }
+}
+
+impl Shared {
     /// Does something with the open tables.
     pub(crate) async fn read(&self) -> Result<ReadGuard<'_>> {
         let guard = self.open.read().await;
@@ -199,49 +270,6 @@ impl Tables {
         *lock(&self.totals)
     }
 
-    /// Writes, and gives the entry of a small blob with its place.
-    pub(crate) async fn write(&self, request: Request) -> Result<Option<Entry>> {
-        self.ask(|done| Message::Write(request, done)).await?
-    }
-
-    /// Brings everything that was written to the disk itself.
-    pub(crate) async fn checkpoint(&self) -> Result<()> {
-        self.ask(Message::Checkpoint).await?
-    }
-
-    /// Puts the index under a new key and forgets the old one.
-    pub(crate) async fn rotate(&self) -> Result<()> {
-        self.ask(Message::Rotate).await?
-    }
-
-    pub(crate) async fn drop_packs(&self, packs: Vec<u32>) -> Result<()> {
-        self.ask(|done| Message::DropPacks(packs, done)).await?
-    }
-
-    pub(crate) async fn new_pack(&self) -> Result<()> {
-        self.ask(Message::NewPack).await?
-    }
-
-    /// Replaces what was counted.
-    pub(crate) async fn recount(&self, totals: Totals) -> Result<()> {
-        self.ask(|done| Message::Recount(totals, done)).await?
-    }
-
-    /// Lets go of all tables, once everything that waits is written.
-    pub(crate) async fn close(&self) {
-        // An error means that it is closed already.
-        let _ = self.ask(Message::Close).await;
-    }
-
-    async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Result<T> {
-        let (done, answer) = oneshot::channel();
-        self.writer
-            .send(message(done))
-            .await
-            .map_err(|_| Error::Closed)?;
-        answer.await.map_err(|_| Error::Closed)
-    }
-
     async fn pack(&self, open: &Open, pack: u32) -> Result<Arc<dyn Table>> {
         let mut packs = open.packs.lock().await;
         if let Some(table) = packs.open.get(&pack) {
@@ -263,6 +291,17 @@ pub(crate) fn index_name(prefix: &str, epoch: u64) -> String {
     format!("{prefix}_index_{epoch}")
 }
 
+/// The packs that there are, for when the list of them is damaged.
+fn pack_numbers(backend: &dyn Backend, prefix: &str) -> Vec<u32> {
+    let start = format!("{prefix}_pack_");
+    let names = backend.table_names().into_iter();
+    let mut numbers: Vec<u32> = names
+        .filter_map(|name| name.strip_prefix(&start)?.parse().ok())
+        .collect();
+    numbers.sort_unstable();
+    numbers
+}
+
 fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex
         .lock()
@@ -270,7 +309,7 @@ fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 struct Writer {
-    tables: Arc<Tables>,
+    tables: Arc<Shared>,
     secret: StoreSecret,
     /// Set when nobody can tell any more which key the next start will find; nothing is written after that.
     broken: Option<Error>,
@@ -320,9 +359,8 @@ impl Writer {
                 Message::NewPack(done) => {
                     let _ = done.send(self.new_pack().await);
                 }
-                Message::Recount(totals, done) => {
-                    *lock(&self.tables.totals) = totals;
-                    let _ = done.send(self.write(&[Request::default()]).await.map(drop));
+                Message::Recount(done) => {
+                    let _ = done.send(self.recount().await);
                 }
                 Message::Checkpoint(done) => {
                     let _ = done.send(self.checkpoint().await);
@@ -400,6 +438,9 @@ impl Writer {
             .iter()
             .flat_map(|request| request.pages.iter().cloned())
             .collect();
+        for request in requests {
+            self.unsynced.extend(&request.unsynced);
+        }
         // The bytes.
         if let Some(pack) = pack {
             self.unsynced.insert(pack);
@@ -446,8 +487,8 @@ impl Writer {
         let any_dead = requests
             .iter()
             .any(|request| !request.dead_pages.is_empty() || !request.dead_rows.is_empty());
-        // Not before the index without them is on the disk itself.
-        if any_dead && let Err(error) = open.index.table().checkpoint().await {
+        // Not before what takes their place, and the index without them, are on the disk itself.
+        if any_dead && let Err(error) = self.checkpoint_of(&open).await {
             tracing::warn!(%error, "what is dead was not removed yet");
             return Ok(entries);
         }
@@ -486,6 +527,34 @@ impl Writer {
             }
         }
         Ok(entries)
+    }
+
+    /// Nobody else writes meanwhile.
+    async fn recount(&mut self) -> Result<()> {
+        let tables = self.tables.clone();
+        let open = tables.read().await?;
+        let mut totals = Totals {
+            erasable: true,
+            ..Totals::default()
+        };
+        for row in open.index.entry_rows().await? {
+            match open.index.entry_at(row).await {
+                Ok(Some(entry)) => {
+                    totals.blobs += 1;
+                    totals.bytes += entry.here;
+                }
+                Ok(None) | Err(None) => {}
+                Err(Some(error)) => return Err(error),
+            }
+        }
+        let packs = open.packs.lock().await.numbers.clone();
+        let ops = vec![
+            open.index.put_totals(&totals)?,
+            open.index.put_packs(&packs)?,
+        ];
+        open.index.table().commit(ops).await?;
+        *lock(&tables.totals) = totals;
+        Ok(())
     }
 
     async fn checkpoint(&mut self) -> Result<()> {
@@ -605,21 +674,27 @@ impl Writer {
             }
             (index, name)
         };
-        match self.secret.replace(index.epoch, &key).await {
-            Ok(()) => {}
-            Err(error) => {
-                // Which one is there now decides which index counts.
-                match self.secret.stored_epoch().await {
-                    Ok(Some(epoch)) if epoch == index.epoch => {}
-                    Ok(_) => {
-                        drop(index);
-                        let _ = tables.backend.delete_table(&name).await;
-                        return Err(error);
-                    }
-                    Err(unknown) => {
-                        self.broken = Some(unknown);
-                        return Err(error);
-                    }
+        if let Err(error) = self.secret.replace(index.epoch, &key).await {
+            // Which one is there now decides which index counts.
+            match self.secret.stored_epoch().await {
+                Ok(Some(epoch)) if epoch == index.epoch => {}
+                // The old one, or one that does not open as the new one would.
+                Ok(_)
+                | Err(
+                    Error::WrongKey
+                    | Error::PasswordRequired
+                    | Error::KeyFileRequired
+                    | Error::KeyFile { .. }
+                    | Error::NotWrapped
+                    | Error::InsecureKeyStorage,
+                ) => {
+                    drop(index);
+                    let _ = tables.backend.delete_table(&name).await;
+                    return Err(error);
+                }
+                Err(unknown) => {
+                    self.broken = Some(unknown);
+                    return Err(error);
                 }
             }
         }

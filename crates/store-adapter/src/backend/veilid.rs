@@ -336,7 +336,7 @@ impl Table for VeilidTable {
 fn sync_log(table: &Path, named: bool) -> io::Result<bool> {
     let mut log = table.as_os_str().to_owned();
     log.push("-wal");
-    match File::open(log) {
+    match File::options().write(true).open(log) {
         Ok(log) => log.sync_data()?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),

@@ -70,7 +70,7 @@ impl VeilidSecrets {
             return Ok(());
         };
         let failed = path.clone();
-        let sync = move || match std::fs::File::open(&path) {
+        let sync = move || match std::fs::File::options().write(true).open(&path) {
             Ok(file) => {
                 file.sync_all()?;
                 sync_parent(&path)

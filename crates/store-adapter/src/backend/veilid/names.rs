@@ -170,7 +170,7 @@ impl Tables {
             if log.exists() {
                 let copy = self.part(internal, "-wal");
                 fs::copy(&log, &copy)?;
-                File::open(&copy)?.sync_all()?;
+                File::options().write(true).open(&copy)?.sync_all()?;
             }
             fs::rename(self.path(known), self.path(internal))
         };
