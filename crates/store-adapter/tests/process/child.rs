@@ -44,6 +44,9 @@ pub(crate) fn run() {
         let dir = dir.join("store");
         let store = VeilidStore::open(&node.api, &dir, options()).await.unwrap();
         let tags = check(&store, &dir, &facts).await;
+        for name in facts.tags.keys() {
+            tell(Word::Set(name.clone(), tags.get(name).copied()));
+        }
         resume(&store, &facts, &tags).await;
         tell(Word::Ready);
         work(store, tags, seed).await;
@@ -140,7 +143,6 @@ async fn check(store: &VeilidStore, dir: &Path, facts: &Facts) -> BTreeMap<Strin
             possible.contains(&value),
             "{name} is {value:?}, not {possible:?}"
         );
-        tell(Word::Set(name.clone(), value));
     }
     for seed in facts
         .kept

@@ -153,7 +153,7 @@ async fn a_damaged_part_is_fetched_again_without_the_rest() {
     let place = Place::veilid().await;
     let data = noise(1, 4_000_000);
     let store = place.open().await;
-    fill(&store, &[data.clone()]).await;
+    fill(&store, std::slice::from_ref(&data)).await;
     store.close().await.unwrap();
     let file = segments(&place).remove(0);
     let mut bytes = fs::read(&file).unwrap();
@@ -167,7 +167,7 @@ async fn a_damaged_part_is_fetched_again_without_the_rest() {
         store.status(hash).await.unwrap(),
         BlobStatus::Partial { .. }
     ));
-    let mem = elsewhere(&[data.clone()]).await;
+    let mem = elsewhere(std::slice::from_ref(&data)).await;
     let stats = store.remote().fetch(get_from(&mem), hash).await.unwrap();
     assert!(stats.payload_bytes_read <= 4 * GROUP as u64);
     assert_holds(&store, hash, &data).await;
@@ -267,7 +267,7 @@ async fn a_flipped_bit_in_a_partial_file_costs_what_it_hit() {
         store.close().await.unwrap();
     }
     let store = place.open().await;
-    let mem = elsewhere(&[data.clone()]).await;
+    let mem = elsewhere(std::slice::from_ref(&data)).await;
     mend(&store, &mem, &[data]).await;
     store.close().await.unwrap();
     place.end().await;

@@ -26,6 +26,7 @@ macro_rules! on_each_backend {
 }
 
 mod damage;
+mod erasing;
 mod errors;
 mod export;
 mod gc;

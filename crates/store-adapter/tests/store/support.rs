@@ -145,9 +145,19 @@ impl Place {
         self.node = Some(Node::start(&self.dir.path().join("node"), &self.namespace).await);
     }
 
+    pub(crate) fn api(&self) -> &VeilidAPI {
+        &self.node.as_ref().unwrap().api
+    }
+
+    /// Where the node keeps its secrets, in plain files.
+    pub(crate) fn protected_store(&self) -> PathBuf {
+        let config = self.api().config().unwrap();
+        config.protected_store.directory.clone().into()
+    }
+
     /// The files of the tables of the store in `dir`.
     pub(crate) fn table_files(&self, dir: &Path) -> Vec<PathBuf> {
-        let api = &self.node.as_ref().unwrap().api;
+        let api = self.api();
         let format = std::fs::read_to_string(dir.join("format")).unwrap();
         let id = format.lines().nth(1).unwrap();
         let directory = PathBuf::from(api.config().unwrap().table_store.directory.clone());
