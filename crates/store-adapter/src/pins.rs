@@ -21,16 +21,14 @@ use iroh_blobs::{
     store::mem::MemStore,
 };
 use irpc::channel::mpsc as wire;
-use tokio::sync::{mpsc, oneshot};
 
 use crate::{Error, Result, core::lock};
-
-type Asked = (HashAndFormat, oneshot::Sender<TempTag>);
 
 #[derive(Debug)]
 pub(crate) struct Pins {
     engine: MemStore,
-    scopes: Mutex<HashMap<Scope, mpsc::Sender<Asked>>>,
+    /// Each scope has one of its own, so that its tags end when that is let go.
+    scopes: Mutex<HashMap<Scope, MemStore>>,
     next: AtomicU64,
 }
 
@@ -58,17 +56,10 @@ impl Pins {
 
     /// Makes a temporary tag.
     pub(crate) async fn pin(&self, scope: Scope, value: HashAndFormat) -> Result<TempTag> {
-        let asked = lock(&self.scopes).get(&scope).cloned();
-        if let Some(asked) = asked {
-            let (made, tag) = oneshot::channel();
-            if asked.send((value, made)).await.is_ok()
-                && let Ok(tag) = tag.await
-            {
-                return Ok(tag);
-            }
-        }
-        // No scope, or one that has ended.
-        self.engine
+        // No scope, or one that has ended: then the tag is one of the store's.
+        let scoped = lock(&self.scopes).get(&scope).cloned();
+        let engine = scoped.as_ref().unwrap_or(&self.engine);
+        engine
             .tags()
             .temp_tag(value)
             .await
@@ -76,13 +67,13 @@ impl Pins {
     }
 
     pub(crate) async fn list(&self) -> Result<Vec<HashAndFormat>> {
-        let tags = self
-            .engine
-            .tags()
-            .list_temp_tags()
-            .await
-            .map_err(|_| Error::Closed)?;
-        Ok(tags.collect().await)
+        let scoped: Vec<MemStore> = lock(&self.scopes).values().cloned().collect();
+        let mut all = Vec::new();
+        for engine in scoped.iter().chain([&self.engine]) {
+            let tags = engine.tags().list_temp_tags().await;
+            all.extend(tags.map_err(|_| Error::Closed)?.collect::<Vec<_>>().await);
+        }
+        Ok(all)
     }
 
     /// Serves a scope until its other end is dropped; its tags end with it.
@@ -94,29 +85,12 @@ impl Pins {
         let Some(scope) = self.next_scope() else {
             return;
         };
-        let (ask, mut asked) = mpsc::channel::<Asked>(1);
-        let Ok(batch) = self.engine.blobs().batch().await else {
-            return;
-        };
-        lock(&self.scopes).insert(scope, ask);
+        lock(&self.scopes).insert(scope, MemStore::new());
+        let _end = End(self, scope);
         if tx.send(scope).await.is_ok() {
-            loop {
-                tokio::select! {
-                    message = rx.recv() => match message {
-                        // In one process a tag counts itself down when it is dropped.
-                        Ok(Some(_)) => {}
-                        Ok(None) | Err(_) => break,
-                    },
-                    Some((value, made)) = asked.recv() => {
-                        if let Ok(tag) = batch.temp_tag(value).await {
-                            // Whoever asked may have gone away.
-                            let _ = made.send(tag);
-                        }
-                    }
-                }
-            }
+            // In one process a tag counts itself down when it is dropped.
+            while let Ok(Some(_)) = rx.recv().await {}
         }
-        lock(&self.scopes).remove(&scope);
     }
 
     /// A scope's number is private, but what it looks like on the wire is not.
@@ -124,5 +98,14 @@ impl Pins {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let bytes = postcard::to_stdvec(&number).ok()?;
         postcard::from_bytes(&bytes).ok()
+    }
+}
+
+/// Ends a scope when it is dropped.
+struct End<'a>(&'a Pins, Scope);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.scopes).remove(&self.1);
     }
 }

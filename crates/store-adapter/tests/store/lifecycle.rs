@@ -105,7 +105,7 @@ async fn closing_ends_what_is_under_way(store: VeilidStore) {
     let data = noise(2, 2_000_000);
     let tag = store.add_bytes(data.clone()).temp_tag().await.unwrap();
     let mut tasks = tokio::task::JoinSet::new();
-    let (began, beginnings) = tokio::sync::mpsc::unbounded_channel();
+    let (began, mut beginnings) = tokio::sync::mpsc::unbounded_channel();
     for index in 0..6_u64 {
         let (store, began, hash) = (store.clone(), began.clone(), tag.hash());
         tasks.spawn(async move {
@@ -126,17 +126,15 @@ async fn closing_ends_what_is_under_way(store: VeilidStore) {
             }
         });
     }
-    let all = async {
-        let mut beginnings = beginnings;
-        for _ in 0..6 {
-            beginnings.recv().await.unwrap();
-        }
-        store.close().await.unwrap();
-        while let Some(task) = tasks.join_next().await {
-            task.unwrap();
-        }
-    };
-    tokio::time::timeout(STUCK, all).await.unwrap();
+    for _ in 0..6 {
+        beginnings.recv().await.unwrap();
+    }
+    let closed = tokio::time::timeout(STUCK, store.close()).await;
+    closed.expect("closing hangs").unwrap();
+    for _ in 0..6 {
+        let ended = tokio::time::timeout(STUCK, tasks.join_next()).await;
+        ended.expect("a task hangs").unwrap().unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! Stores to test, and what to put into them.
 
 use std::{
+    fs::File,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -72,7 +73,14 @@ impl Node {
     }
 
     pub(crate) async fn stop(self) {
+        let config = self.api.config().unwrap();
         self.api.shutdown().await;
+        // The node lets go of its secrets a moment after it has stopped; until then no other can start there.
+        let directory = PathBuf::from(&config.protected_store.directory);
+        let secrets = directory.join(format!("insecure_keyring_{}", config.namespace));
+        tokio::task::spawn_blocking(move || File::open(secrets).unwrap().lock().unwrap())
+            .await
+            .unwrap();
     }
 }
 
