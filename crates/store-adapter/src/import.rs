@@ -1,6 +1,14 @@
 //! What comes in: bytes, streams, files, and verified pieces from elsewhere.
 
-use std::{collections::VecDeque, io, mem, path::PathBuf, sync::Arc};
+use std::{
+    collections::{
+        VecDeque,
+        hash_map::Entry::{Occupied, Vacant},
+    },
+    io, mem,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use bao_tree::io::BaoContentItem;
 use bytes::{Bytes, BytesMut};
@@ -730,17 +738,17 @@ async fn set_pair(
     pair: &Pair,
 ) -> Result<()> {
     let (page, slot) = tree::place(index);
-    if !partial.pages.contains_key(&page) {
-        let known = core.page(entry, page).await?;
-        if known.as_ref().and_then(|page| page.get(slot)).as_ref() == Some(pair) {
-            return Ok(());
+    let content = match partial.pages.entry(page) {
+        Occupied(entry) => entry.into_mut(),
+        Vacant(vacant) => {
+            let known = core.page(entry, page).await?;
+            if known.as_ref().and_then(|page| page.get(slot)).as_ref() == Some(pair) {
+                return Ok(());
+            }
+            vacant.insert(known.map_or_else(Page::default, |page| (*page).clone()))
         }
-        let content = known.map_or_else(Page::default, |page| (*page).clone());
-        partial.pages.insert(page, content);
-    }
-    if let Some(content) = partial.pages.get_mut(&page) {
-        content.set(slot, pair);
-    }
+    };
+    content.set(slot, pair);
     Ok(())
 }
 

@@ -61,7 +61,7 @@ impl Request {
 }
 
 enum Message {
-    Write(Request, oneshot::Sender<Result<Option<Entry>>>),
+    Write(Box<Request>, oneshot::Sender<Result<Option<Entry>>>),
     /// Puts the index under a new key.
     Rotate(oneshot::Sender<Result<()>>),
     /// Deletes packs that nothing claims.
@@ -177,7 +177,8 @@ impl Tables {
 
     /// Writes, and gives the entry of a small blob with its place.
     pub(crate) async fn write(&self, request: Request) -> Result<Option<Entry>> {
-        self.ask(|done| Message::Write(request, done)).await?
+        self.ask(|done| Message::Write(Box::new(request), done))
+            .await?
     }
 
     /// Brings everything that was written to the disk itself.
@@ -341,12 +342,12 @@ impl Writer {
             match message {
                 Message::Write(request, done) => {
                     let mut bytes = request.len();
-                    let mut batch = vec![(request, done)];
+                    let mut batch = vec![(*request, done)];
                     while bytes < BATCH_BYTES && batch.len() < BATCH_REQUESTS {
                         match requests.try_recv() {
                             Ok(Message::Write(request, done)) => {
                                 bytes += request.len();
-                                batch.push((request, done));
+                                batch.push((*request, done));
                             }
                             Ok(other) => {
                                 next = Some(other);
