@@ -64,7 +64,13 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    devnet::trace_to_stderr();
+    // The store would only warn, each time that it is opened, that its key lies in a plain file here.
+    if arguments
+        .name
+        .is_none_or(|name| name == Name::TunnelGoodput)
+    {
+        devnet::trace_to_stderr();
+    }
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {

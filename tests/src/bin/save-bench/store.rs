@@ -181,8 +181,8 @@ impl Opened {
     async fn new(side: Side, node: &Node, dir: &Path) -> Result<Self> {
         let dir = tempfile::tempdir_in(dir)?;
         let store = match side {
-            Side::Ours => Either::Ours(node.open(dir.path()).await?),
-            Side::Files => Either::Files(FsStore::load(dir.path()).await?),
+            Side::Ours => Either::Ours(node.open(&dir.path().join("store")).await?),
+            Side::Files => Either::Files(FsStore::load(dir.path().join("store")).await?),
         };
         Ok(Self { store, dir })
     }
