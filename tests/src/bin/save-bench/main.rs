@@ -40,11 +40,11 @@ enum Name {
     TunnelGoodput,
     /// All figures about the store, each beside iroh's file store
     Store,
-    /// Storing one blob of 1 GiB, in MB/s
+    /// Storing one blob of 1 GiB, until it would survive a power cut, in MB/s
     StoreImportLarge,
     /// Reading it, verified, in MB/s
     StoreReadLarge,
-    /// Storing 10,000 blobs of 20 KiB, 16 at a time, until they are durable, in blobs a second
+    /// Storing 10,000 blobs of 20 KiB, 16 at a time, until they would survive a power cut, in blobs a second
     StoreImportSmall,
     /// Reading them in another order, 16 at a time, in blobs a second
     StoreReadSmall,
