@@ -374,7 +374,25 @@ impl Writer {
                     let _ = done.send(());
                 }
                 Message::Checkpoint(done) => {
-                    let _ = done.send(self.checkpoint().await);
+                    // All that wait for one share it, since what they want on the disk was written before they asked.
+                    let mut waiting = vec![done];
+                    loop {
+                        match requests.try_recv() {
+                            Ok(Message::Checkpoint(done)) => waiting.push(done),
+                            Ok(other) => {
+                                next = Some(other);
+                                break;
+                            }
+                            Err(_) => break,
+                        }
+                    }
+                    let brought = self.checkpoint().await;
+                    for done in waiting {
+                        let _ = done.send(match &brought {
+                            Ok(()) => Ok(()),
+                            Err(error) => Err(error.again()),
+                        });
+                    }
                 }
                 Message::Close(done) => {
                     requests.close();
