@@ -42,6 +42,12 @@ pub(crate) trait Table: Send + Sync + fmt::Debug {
 /// An open file. Blocking; called on blocking threads.
 pub(crate) trait SegmentFile: Send + Sync + fmt::Debug {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// As [`read_exact_at`](Self::read_exact_at), if that takes no waiting for the disk: then it is called on async threads.
+    /// `false` if it would have to wait, or cannot tell; then `buf` holds anything.
+    fn read_now(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
+        let _ = (buf, offset);
+        Ok(false)
+    }
     /// Survives the death of the process when it returns.
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
     /// What was written until now survives a power cut when it returns; the file's name is

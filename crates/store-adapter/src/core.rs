@@ -10,6 +10,7 @@ use std::{
 use bytes::Bytes;
 use iroh_blobs::{Hash, api::proto::Bitfield};
 use lru::LruCache;
+use serde::Serialize;
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -19,16 +20,16 @@ use crate::{
         Blob, Changing, FilePartial, Partial, SmallPartial, StoredState, View, Work,
         chunks_of_groups,
     },
-    index::{Change, Entry, Id, Index, Place, Tags},
-    seal::{self, Kind},
+    index::{Change, Entry, Id, Index, Place, Tags, file_name},
+    seal::{self, Kind, sealed_size},
     tables::{PAGES, Request, Tables},
     tree::{self, Page, PageId, Pair},
 };
 
-/// A blob of at most this size is one row of a pack.
+/// A blob of at most this size is one record of a pack.
 pub(crate) const SMALL: u64 = 256 * 1024;
 /// Blobs that stay in memory after use: their index entries alone.
-const KEPT_BLOBS: usize = 8192;
+const KEPT_BLOBS: usize = 16 * 1024;
 /// Files that stay open after use.
 const KEPT_FILES: usize = 64;
 /// Pages of hash trees in memory, 64 KiB at most each.
@@ -153,7 +154,7 @@ impl Core {
     }
 
     /// Writes a change of a blob.
-    pub(crate) async fn change(&self, blob: &Blob, request: Request) -> Result<Option<Entry>> {
+    pub(crate) async fn change(&self, blob: &Blob, request: Request) -> Result<Option<Arc<Entry>>> {
         let changing = Changing::new(blob);
         let written = self.tables.write(request).await;
         changing.answered();
@@ -197,13 +198,12 @@ impl Core {
             self.tables.settle().await?;
             *work = Work::default();
         }
-        let entry = self.tables.read().await?.index.entry(&blob.hash).await?;
+        let entry = self.tables.entry(&blob.hash).await?;
         let mut view = View {
             loaded: true,
             ..View::default()
         };
         if let Some(entry) = entry {
-            let entry = Arc::new(entry);
             if entry.complete {
                 view.bitfield = Bitfield::complete(entry.size);
                 work.counted = Some(entry.size);
@@ -254,64 +254,81 @@ impl Core {
     }
 
     async fn load_partial(&self, entry: &Entry) -> Result<Option<(Partial, Bitfield)>> {
-        match entry.place {
-            Place::Pack(pack) => {
-                let Some(sealed) = self.tables.pack_row(pack, entry.id).await? else {
-                    return Ok(None);
-                };
-                let partial = seal::open_row(&entry.key(), Kind::State, &entry.id, &sealed)
-                    .and_then(|plain| postcard::from_bytes::<SmallPartial>(&plain).ok());
-                Ok(partial.map(|partial| {
-                    let bitfield = partial.bitfield.clone();
-                    (Partial::Small(partial), bitfield)
-                }))
-            }
-            Place::File => {
-                let row = state_row(&entry.id);
-                let Some(sealed) = self
-                    .tables
-                    .read()
-                    .await?
-                    .pages
-                    .load(PAGES, row.clone())
-                    .await?
-                else {
-                    return Ok(None);
-                };
-                let Some(state) = seal::open_row(&entry.key(), Kind::State, &row, &sealed)
-                    .and_then(|plain| postcard::from_bytes::<StoredState>(&plain).ok())
-                else {
-                    return Ok(None);
-                };
-                let Some(file) = self.find_file(entry).await? else {
-                    return Ok(None);
-                };
-                let mut partial = FilePartial::new(file);
-                partial.fragments = state.fragments;
-                Ok(Some((Partial::File(partial), state.bitfield)))
-            }
+        let row = state_row(&entry.id);
+        let sealed = {
+            let open = self.tables.read().await?;
+            open.pages.load(PAGES, row.clone()).await?
+        };
+        let state =
+            sealed.and_then(|sealed| seal::open_row(&entry.key(), Kind::State, &row, &sealed));
+        let Some(state) = state else {
+            return Ok(None);
+        };
+        if entry.place == Place::Row {
+            let partial = postcard::from_bytes::<SmallPartial>(&state).ok();
+            return Ok(partial.map(|partial| {
+                let bitfield = partial.bitfield.clone();
+                (Partial::Small(partial), bitfield)
+            }));
         }
+        let Ok(state) = postcard::from_bytes::<StoredState>(&state) else {
+            return Ok(None);
+        };
+        let Some(file) = self.find_file(&entry.id).await? else {
+            return Ok(None);
+        };
+        let mut partial = FilePartial::new(file);
+        partial.fragments = state.fragments;
+        Ok(Some((Partial::File(partial), state.bitfield)))
     }
 
-    /// The file of a blob, open.
-    pub(crate) async fn open_file(&self, entry: &Entry) -> Result<Arc<dyn SegmentFile>> {
-        if let Some(file) = lock(&self.files).get(&entry.id) {
+    /// The file of a blob or a pack, open.
+    pub(crate) async fn open_file(&self, id: &Id) -> Result<Arc<dyn SegmentFile>> {
+        if let Some(file) = lock(&self.files).get(id) {
             return Ok(file.clone());
         }
-        let (backend, name) = (self.backend.clone(), entry.file_name());
+        let (backend, name) = (self.backend.clone(), file_name(id));
         let file = blocking(move || backend.open_file(&name))
             .await?
             .map_err(segment_error)?;
-        lock(&self.files).put(entry.id, file.clone());
+        lock(&self.files).put(*id, file.clone());
         Ok(file)
     }
 
-    /// The file of a blob, open; none if it is gone.
-    pub(crate) async fn find_file(&self, entry: &Entry) -> Result<Option<Arc<dyn SegmentFile>>> {
-        match self.open_file(entry).await {
+    /// The file of a blob or a pack, open; none if it is gone.
+    pub(crate) async fn find_file(&self, id: &Id) -> Result<Option<Arc<dyn SegmentFile>>> {
+        match self.open_file(id).await {
             Ok(file) => Ok(Some(file)),
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// The file is gone, or will be.
+    pub(crate) fn forget_file(&self, id: &Id) {
+        lock(&self.files).pop(id);
+    }
+
+    /// The sealed bytes of a small blob. `None` if they are not there.
+    pub(crate) async fn packed(
+        &self,
+        entry: &Entry,
+        pack: &Id,
+        offset: u64,
+    ) -> Result<Option<Vec<u8>>> {
+        let Some(file) = self.find_file(pack).await? else {
+            return Ok(None);
+        };
+        // A small blob's, so it fits.
+        let mut sealed = vec![0; sealed_size(entry.size.min(SMALL)) as usize];
+        let read = match file.read_now(&mut sealed, offset) {
+            Ok(true) => Ok(sealed),
+            _ => blocking(move || file.read_exact_at(&mut sealed, offset).map(|()| sealed)).await?,
+        };
+        match read {
+            Ok(sealed) => Ok(Some(sealed)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(segment_error(error)),
         }
     }
 
@@ -328,7 +345,7 @@ impl Core {
         if entry.place != Place::File {
             return;
         }
-        lock(&self.files).pop(&entry.id);
+        self.forget_file(&entry.id);
         let (backend, name) = (self.backend.clone(), entry.file_name());
         match blocking(move || backend.remove_file(&name)).await {
             Ok(Ok(())) => {}
@@ -345,16 +362,16 @@ impl Core {
         } else if entry.place == Place::File {
             request.index.push(Index::remove_file_row(entry.id));
         }
-        match entry.place {
-            Place::Pack(pack) => request.dead_rows.push((pack, entry.id)),
-            Place::File => {
-                let dead = |key| Op::Delete { column: PAGES, key };
-                let pages = tree::pages(entry.size).into_iter();
-                request
-                    .dead_pages
-                    .extend(pages.map(|page| dead(page_row(&entry.id, page))));
-                request.dead_pages.push(dead(state_row(&entry.id)));
-            }
+        let dead = |key| Op::Delete { column: PAGES, key };
+        if entry.place == Place::File {
+            let pages = tree::pages(entry.size).into_iter();
+            request
+                .dead_pages
+                .extend(pages.map(|page| dead(page_row(&entry.id, page))));
+        }
+        // A record in a pack is dead when the index does not claim it.
+        if !entry.complete {
+            request.dead_pages.push(dead(state_row(&entry.id)));
         }
         request
     }
@@ -402,31 +419,19 @@ impl Core {
         })
     }
 
-    /// The groups whose bytes the index claims and which are not there, as far as that shows without reading them all.
+    /// The groups of a blob with a file that the index claims and that are not there, as far as that shows without reading them.
     pub(crate) async fn missing(&self, entry: &Entry) -> Result<Vec<(u64, u64)>> {
-        let all = vec![(0, u64::MAX)];
-        match entry.place {
-            Place::Pack(pack) => {
-                let sealed = self.tables.pack_row(pack, entry.id).await?;
-                let there = sealed.is_some_and(|sealed| {
-                    seal::open_row(&entry.key(), Kind::Pack, &entry.id, &sealed).is_some()
-                });
-                Ok(if there { Vec::new() } else { all })
-            }
-            Place::File => {
-                // Its bytes were synced before it was claimed.
-                if self.find_file(entry).await?.is_none() {
-                    return Ok(all);
-                }
-                let mut missing = Vec::new();
-                for page in tree::pages(entry.size) {
-                    if tree::is_used(page, entry.size) && self.page(entry, page).await?.is_none() {
-                        missing.push(page.groups());
-                    }
-                }
-                Ok(missing)
+        // Its bytes were synced before it was claimed.
+        if self.find_file(&entry.id).await?.is_none() {
+            return Ok(vec![(0, u64::MAX)]);
+        }
+        let mut missing = Vec::new();
+        for page in tree::pages(entry.size) {
+            if tree::is_used(page, entry.size) && self.page(entry, page).await?.is_none() {
+                missing.push(page.groups());
             }
         }
+        Ok(missing)
     }
 
     /// A pair of hashes of a blob with a file.
@@ -486,7 +491,7 @@ impl Core {
         }
         let left = Bitfield::new(ranges.clone(), now.size);
         let file = match now.place {
-            Place::File if left.total_bytes() > 0 => self.find_file(&now).await?,
+            Place::File if left.total_bytes() > 0 => self.find_file(&now.id).await?,
             _ => None,
         };
         let Some(file) = file else {
@@ -542,12 +547,8 @@ impl Core {
             None => return Ok(()),
             Some(Partial::Small(partial)) => {
                 partial.bitfield = view.bitfield.clone();
-                let plain = postcard::to_stdvec(partial).map_err(|_| Error::Sealing)?;
-                let sealed = seal::seal_row(&entry.key(), Kind::State, &entry.id, &plain)?;
-                if let (Place::Pack(pack), Some(_)) = (entry.place, work.counted) {
-                    request.dead_rows.push((pack, entry.id));
-                }
-                request.pack = Some((entry.clone(), sealed.into()));
+                request.pages.push(Self::seal_state(&entry, partial)?);
+                request.changes.push(Change::Put(entry.clone()));
             }
             Some(Partial::File(partial)) => {
                 let (file, backend) = (partial.file.clone(), self.backend.clone());
@@ -572,8 +573,8 @@ impl Core {
                 request.changes.push(Change::Put(entry.clone()));
             }
         }
-        // That of a small one knows its pack now.
-        let entry = Arc::new(self.change(blob, request).await?.unwrap_or(entry));
+        self.change(blob, request).await?;
+        let entry = Arc::new(entry);
         blob.view
             .send_modify(|view| view.entry = Some(entry.clone()));
         if let Some(Partial::File(partial)) = &mut work.partial {
@@ -586,7 +587,7 @@ impl Core {
         Ok(())
     }
 
-    fn seal_state(entry: &Entry, state: &StoredState) -> Result<Op> {
+    fn seal_state(entry: &Entry, state: &impl Serialize) -> Result<Op> {
         let row = state_row(&entry.id);
         let plain = postcard::to_stdvec(state).map_err(|_| Error::Sealing)?;
         let sealed = seal::seal_row(&entry.key(), Kind::State, &row, &plain)?;

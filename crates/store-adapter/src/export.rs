@@ -25,9 +25,9 @@ use crate::{
     Error, Result,
     backend::SegmentFile,
     blob::{Blob, Partial, chunks_of_groups},
-    core::{Core, SMALL},
+    core::{Core, SMALL, blocking},
     index::{Entry, Place},
-    seal::{self, Kind, SEALED_SEGMENT, SEGMENT, Segments, sealed_len, sealed_offset, segment_len},
+    seal::{self, Key, SEALED_SEGMENT, SEGMENT, Segments, sealed_len, sealed_offset, segment_len},
     tree::{self, Pair, halves, pair_of, parent_hash, tree_of},
 };
 
@@ -35,6 +35,8 @@ use crate::{
 const WINDOW: usize = 64;
 const NARROW: usize = 4;
 const LOG_GROUP_CHUNKS: u32 = 4;
+/// A blob of at most this size is opened where it is asked for: that takes less than to hand it to another thread and back.
+const INLINE: u64 = 64 * 1024;
 
 /// How often a blob is looked at that changes meanwhile.
 const SOURCE_TRIES: usize = 8;
@@ -52,6 +54,8 @@ enum Content {
     Memory {
         data: Bytes,
         pairs: HashMap<u64, Pair>,
+        /// Whether all of it has the right hash.
+        verified: bool,
     },
     File {
         entry: Arc<Entry>,
@@ -94,6 +98,7 @@ impl Core {
                 content: Content::Memory {
                     data: Bytes::new(),
                     pairs: HashMap::new(),
+                    verified: true,
                 },
             })));
         }
@@ -108,19 +113,13 @@ impl Core {
             content,
         };
         match (entry.place, entry.complete) {
-            (Place::Pack(_), true) => {
-                let Some(data) = self.small(blob, &entry).await? else {
+            (Place::Pack { .. }, _) => {
+                let Some(content) = self.small(blob, &entry, pairs).await? else {
                     return Ok(Some(None));
                 };
-                let pairs = if pairs {
-                    tree_of(&data).1
-                } else {
-                    HashMap::new()
-                };
-                let content = Content::Memory { data, pairs };
                 Ok(Some(Some(source(entry.size, ChunkRanges::all(), content))))
             }
-            (Place::Pack(_), false) => {
+            (Place::Row, _) => {
                 let work = blob.work.lock().await;
                 let Some(Partial::Small(partial)) = &work.partial else {
                     // Completed, or gone, in between.
@@ -133,6 +132,7 @@ impl Core {
                 let content = Content::Memory {
                     data: data.into(),
                     pairs: partial.pairs(),
+                    verified: false,
                 };
                 Ok(Some(Some(source(
                     bitfield.size(),
@@ -160,7 +160,7 @@ impl Core {
                 }
                 let file = match file {
                     Some(file) => file,
-                    None => match self.open_file(&entry).await {
+                    None => match self.open_file(&entry.id).await {
                         Ok(file) => file,
                         Err(Error::Io { source, .. })
                             if source.kind() == io::ErrorKind::NotFound =>
@@ -183,19 +183,25 @@ impl Core {
         }
     }
 
-    /// The bytes of a small blob. `None` if they cannot be read, and then it counts as missing.
-    async fn small(&self, blob: &Blob, entry: &Arc<Entry>) -> Result<Option<Bytes>> {
+    /// The bytes of a small blob, and its tree if that is asked for. `None` if they cannot be read, and then it counts as missing.
+    async fn small(&self, blob: &Blob, entry: &Arc<Entry>, tree: bool) -> Result<Option<Content>> {
         let mut entry = entry.clone();
         // Once more if a garbage collection moved it meanwhile.
         for _ in 0..2 {
-            let Place::Pack(pack) = entry.place else {
+            let Place::Pack { pack, offset } = entry.place else {
                 return Ok(None);
             };
-            let sealed = self.tables.pack_row(pack, entry.id).await?;
-            let data = sealed
-                .and_then(|sealed| seal::open_row(&entry.key(), Kind::Pack, &entry.id, &sealed));
-            if let Some(mut data) = data {
-                return Ok(Some(std::mem::take(&mut *data).into()));
+            if let Some(sealed) = self.packed(&entry, &pack, offset).await? {
+                let (key, hash) = (entry.key(), blob.hash);
+                let open = move || open_small(&key, sealed, hash, tree);
+                let content = if entry.size <= INLINE {
+                    open()
+                } else {
+                    blocking(open).await?
+                };
+                if content.is_some() {
+                    return Ok(content);
+                }
             }
             let now = blob.view().entry;
             match now {
@@ -206,6 +212,23 @@ impl Core {
         self.lose(blob, &entry, &[(0, u64::MAX)]).await?;
         Ok(None)
     }
+}
+
+fn open_small(key: &Key, sealed: Vec<u8>, hash: Hash, tree: bool) -> Option<Content> {
+    let data = seal::open_small(key, sealed)?;
+    let mut pairs = HashMap::new();
+    if tree {
+        let found;
+        (found, pairs) = tree_of(&data);
+        if found != hash {
+            return None;
+        }
+    }
+    Some(Content::Memory {
+        data: data.into(),
+        pairs,
+        verified: tree,
+    })
 }
 
 impl Source {
@@ -383,8 +406,8 @@ struct Job {
     present: bool,
 }
 
-/// An encoded leaf with its hash.
-type Encoded = (blake3::Hash, Vec<EncodedItem>);
+/// An encoded leaf with its hash; none if that was verified before.
+type Encoded = (Option<blake3::Hash>, Vec<EncodedItem>);
 
 struct Window {
     steps: Vec<Step>,
@@ -496,7 +519,9 @@ async fn encode(
                 Step::Leaf { start } => {
                     let mismatch = EncodeError::LeafHashMismatch(start);
                     match read.next() {
-                        Some(Ok(Some((hash, items)))) if *hash.as_bytes() == expected => {
+                        Some(Ok(Some((hash, items))))
+                            if hash.is_none_or(|hash| *hash.as_bytes() == expected) =>
+                        {
                             for item in items {
                                 send(tx, item).await?;
                             }
@@ -569,7 +594,10 @@ fn window<'a>(
     let leaves = (!groups.is_empty()).then(|| {
         let jobs: HashMap<u64, Job> = jobs.into_iter().map(|job| (job.group, job)).collect();
         let present: Vec<u64> = groups.clone();
-        source.read(present, move |group, data| encode_leaf(&jobs, group, data))
+        let verified = matches!(source.content, Content::Memory { verified: true, .. });
+        source.read(present, move |group, data| {
+            encode_leaf(&jobs, group, data, verified)
+        })
     });
     Some(Window {
         steps,
@@ -579,16 +607,23 @@ fn window<'a>(
 }
 
 /// The items of a leaf with the hash of all its data. `None` if it is not all here.
-fn encode_leaf(jobs: &HashMap<u64, Job>, group: u64, data: Bytes) -> Option<Encoded> {
+fn encode_leaf(
+    jobs: &HashMap<u64, Job>,
+    group: u64,
+    data: Bytes,
+    verified: bool,
+) -> Option<Encoded> {
     let job = jobs.get(&group).filter(|job| job.present)?;
     let offset = group * SEGMENT as u64;
     match &job.ranges {
         None => {
-            let hash = if job.is_root {
-                blake3::hash(&data)
-            } else {
-                blake3::Hash::from_bytes(tree::group_hash(group, &data))
-            };
+            let hash = (!verified).then(|| {
+                if job.is_root {
+                    blake3::hash(&data)
+                } else {
+                    blake3::Hash::from_bytes(tree::group_hash(group, &data))
+                }
+            });
             Some((hash, vec![Leaf { offset, data }.into()]))
         }
         Some(ranges) => {
@@ -603,7 +638,7 @@ fn encode_leaf(jobs: &HashMap<u64, Job>, group: u64, data: Bytes) -> Option<Enco
                 true,
                 &mut items,
             );
-            Some((hash, items))
+            Some((Some(hash), items))
         }
     }
 }

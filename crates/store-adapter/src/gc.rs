@@ -14,8 +14,9 @@ use crate::{
     actor::{self, with_tags},
     backend::Op,
     core::{Core, lock},
-    index::{Change, Entry, Id, Index, Place},
+    index::{Change, Entry, Id, Index, Place, SEALED_HEADER, file_name},
     pins::Pins,
+    seal::sealed_size,
     tables::{PAGES, Request},
     walk::Reached,
 };
@@ -121,6 +122,8 @@ struct Scan {
 impl Scan {
     async fn new(core: &Core) -> Result<Self> {
         loop {
+            // What is only in the log belongs to it as well.
+            core.tables.flush().await?;
             let (epoch, rows) = {
                 let open = core.tables.read().await?;
                 (open.index.epoch, open.index.entry_rows().await?)
@@ -227,69 +230,61 @@ async fn settle_lost(core: &Core, live: &Reached, scan: &Scan) -> Result<()> {
 
 /// Removes rows that nothing claims: what a crash left.
 async fn sweep(core: &Core) -> Result<()> {
-    let mut rows: Vec<(Option<u32>, Bytes)> = Vec::new();
-    for pack in core.tables.packs().await? {
-        let keys = core.tables.pack_rows(pack).await?;
-        rows.extend(keys.into_iter().map(|key| (Some(pack), key)));
-    }
-    let keys = core.tables.read().await?.pages.keys(PAGES).await?;
-    rows.extend(keys.into_iter().map(|key| (None, key)));
+    let rows = core.tables.read().await?.pages.keys(PAGES).await?;
     // In this order: an import that had written rows by then is either going on, or claims them by now.
     let importing = lock(&core.importing).clone();
     core.tables.settle().await?;
-    let claimed: HashMap<Id, Place> = Scan::new(core)
+    let claimed: HashSet<Id> = Scan::new(core)
         .await?
         .entries
         .iter()
-        .map(|entry| (entry.id, entry.place))
+        .map(|entry| entry.id)
         .collect();
-    let mut request = Request::default();
-    for (pack, row) in rows {
-        let Some(id) = row.first_chunk::<16>() else {
-            continue;
-        };
-        let is_claimed = match (claimed.get(id), pack) {
-            (Some(Place::Pack(place)), Some(pack)) => *place == pack,
-            (Some(Place::File), None) => true,
-            _ => false,
-        };
-        if is_claimed || importing.contains(id) {
-            continue;
-        }
-        match pack {
-            Some(pack) => request.dead_rows.push((pack, *id)),
-            None => request.dead_pages.push(Op::Delete {
-                column: PAGES,
-                key: row,
-            }),
-        }
-    }
-    if !request.dead_rows.is_empty() || !request.dead_pages.is_empty() {
+    let dead_pages: Vec<Op> = rows
+        .into_iter()
+        .filter(|row| {
+            row.first_chunk::<16>()
+                .is_some_and(|id| !claimed.contains(id) && !importing.contains(id))
+        })
+        .map(|key| Op::Delete { column: PAGES, key })
+        .collect();
+    if !dead_pages.is_empty() {
         tracing::info!(
-            rows = request.dead_rows.len() + request.dead_pages.len(),
+            rows = dead_pages.len(),
             "rows that nothing claimed were removed"
         );
-        core.tables.write(request).await?;
+        core.tables
+            .write(Request {
+                dead_pages,
+                ..Request::default()
+            })
+            .await?;
     }
     Ok(())
 }
 
-/// Rewrites packs that are mostly dead. Tables never shrink, so their space comes back when the old one is deleted.
+/// Rewrites packs that are mostly dead: their space comes back when the old one is removed.
 async fn compact(core: &Core, entries: &[Entry]) -> Result<()> {
-    let mut alive: HashMap<u32, u64> = HashMap::new();
+    let mut alive: HashMap<Id, u64> = HashMap::new();
     for entry in entries {
-        if let Place::Pack(pack) = entry.place {
-            *alive.entry(pack).or_default() += entry.size + 256;
+        if let Place::Pack { pack, .. } = entry.place {
+            *alive.entry(pack).or_default() += SEALED_HEADER as u64 + sealed_size(entry.size);
         }
     }
-    // What waits in a log is not measured.
-    core.tables.checkpoint().await?;
-    let packs = core.tables.packs().await?;
+    let backend = core.backend.clone();
+    let files: HashMap<String, u64> = crate::core::blocking(move || backend.list_files())
+        .await?
+        .map_err(crate::core::segment_error)?
+        .into_iter()
+        .collect();
+    let packs = core.tables.packs();
     let mut dead = Vec::new();
     for pack in &packs {
-        let bytes = core.tables.pack_bytes(*pack).await?;
+        let bytes = files.get(&file_name(pack)).copied().unwrap_or(0);
         let alive = alive.get(pack).copied().unwrap_or(0);
-        if bytes >= WORTHWHILE + 2 * alive {
+        // A crash can end a pack early.
+        let stunted = bytes < WORTHWHILE && packs.last() != Some(pack);
+        if stunted || bytes >= WORTHWHILE + 2 * alive {
             dead.push(*pack);
         }
     }
@@ -301,7 +296,7 @@ async fn compact(core: &Core, entries: &[Entry]) -> Result<()> {
     }
     let mut moving = Vec::new();
     for entry in entries {
-        if matches!(entry.place, Place::Pack(pack) if dead.contains(&pack)) {
+        if matches!(entry.place, Place::Pack { pack, .. } if dead.contains(&pack)) {
             moving.push(relocate(core, entry.hash(), &dead));
         }
     }
@@ -312,12 +307,12 @@ async fn compact(core: &Core, entries: &[Entry]) -> Result<()> {
     moved.into_iter().collect::<Result<()>>()?;
     // Blobs that came in since the scan went to a newer pack, except those that were written before it began.
     let scan = Scan::new(core).await?;
-    let used: HashSet<u32> = scan
+    let used: HashSet<Id> = scan
         .entries
         .iter()
         .filter_map(|entry| match entry.place {
-            Place::Pack(pack) => Some(pack),
-            Place::File => None,
+            Place::Pack { pack, .. } => Some(pack),
+            Place::File | Place::Row => None,
         })
         .collect();
     dead.retain(|pack| !used.contains(pack));
@@ -325,34 +320,37 @@ async fn compact(core: &Core, entries: &[Entry]) -> Result<()> {
         packs = dead.len(),
         "packs that were mostly dead were rewritten"
     );
-    core.tables.drop_packs(dead).await
+    core.tables.drop_packs(dead.clone()).await?;
+    for pack in &dead {
+        core.forget_file(pack);
+    }
+    Ok(())
 }
 
-async fn relocate(core: &Core, hash: Hash, dead: &[u32]) -> Result<()> {
+async fn relocate(core: &Core, hash: Hash, dead: &[Id]) -> Result<()> {
     let blob = core.blob(hash);
     let mut work = blob.work.lock().await;
     let view = core.load(&blob, &mut work).await?;
     let Some(entry) = view.entry else {
         return Ok(());
     };
-    let Place::Pack(pack) = entry.place else {
+    let Place::Pack { pack, offset } = entry.place else {
         return Ok(());
     };
     if !dead.contains(&pack) || work.counted.is_none() {
         return Ok(());
     }
-    let Some(row) = core.tables.pack_row(pack, entry.id).await? else {
+    let Some(sealed) = core.packed(&entry, &pack, offset).await? else {
         // Found missing when it is read next.
         return Ok(());
     };
     let request = Request {
-        pack: Some(((*entry).clone(), row)),
+        pack: Some(((*entry).clone(), sealed.into())),
         ..Request::default()
     };
     let written = core.change(&blob, request).await?;
     if let Some(written) = written {
-        blob.view
-            .send_modify(|view| view.entry = Some(written.into()));
+        blob.view.send_modify(|view| view.entry = Some(written));
     }
     Ok(())
 }
@@ -368,6 +366,7 @@ pub(crate) async fn remove_orphans(core: &Core) -> Result<()> {
         .await?
         .iter()
         .map(|id| data_encoding::HEXLOWER.encode(id))
+        .chain(core.tables.packs().iter().map(file_name))
         .collect();
     let backend = core.backend.clone();
     crate::core::blocking(move || {
@@ -400,7 +399,6 @@ pub(crate) async fn check_recent(core: &Core) -> Result<()> {
     }
     let recent = core.tables.read().await?.index.recent().await?;
     let mut damaged = 0;
-    let mut request = Request::default();
     for row in &recent {
         let entry = core.tables.read().await?.index.entry_at(row.clone()).await;
         let entry = match entry {
@@ -408,9 +406,6 @@ pub(crate) async fn check_recent(core: &Core) -> Result<()> {
             Ok(None) | Err(None) => continue,
             Err(Some(error)) => return Err(error),
         };
-        if let Place::Pack(pack) = entry.place {
-            request.unsynced.insert(pack);
-        }
         let missing = core.missing(&entry).await?;
         if !missing.is_empty() {
             damaged += 1;
@@ -426,7 +421,6 @@ pub(crate) async fn check_recent(core: &Core) -> Result<()> {
         );
     }
     if !recent.is_empty() {
-        core.tables.write(request).await?;
         core.tables.checkpoint().await?;
     }
     Ok(())

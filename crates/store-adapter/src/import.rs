@@ -32,7 +32,7 @@ use crate::{
     core::{Core, SMALL, blocking, lock, segment_error, signed},
     index::{Change, Entry, Id, Place},
     pins::Pinning,
-    seal::{self, Kind, SEALED_SEGMENT, SEGMENT, Segments, sealed_offset},
+    seal::{self, SEALED_SEGMENT, SEGMENT, Segments, sealed_offset},
     tables::Request,
     tree::{self, Builder, Page, PageId, Pair, group_hash, pair_of},
 };
@@ -225,8 +225,8 @@ async fn complete_small(core: &Core, blob: &Blob, work: &mut Work, data: &[u8]) 
         return Ok(());
     }
     let size = data.len() as u64;
-    let entry = Entry::new(blob.hash, size, Place::Pack(0), true)?;
-    let sealed = seal::seal_row(&entry.key(), Kind::Pack, &entry.id, data)?;
+    let entry = Entry::new(blob.hash, size, Place::PACK, true)?;
+    let sealed = seal::seal_small(&entry.key(), data)?;
     let request = Request {
         pack: Some((entry, sealed.into())),
         ..replace(core, &view, work, size)
@@ -249,8 +249,14 @@ fn replace(core: &Core, view: &View, work: &Work, size: u64) -> Request {
     }
 }
 
-async fn completed(core: &Core, blob: &Blob, work: &mut Work, old: View, entry: Option<Entry>) {
-    let Some(entry) = entry.map(Arc::new) else {
+async fn completed(
+    core: &Core,
+    blob: &Blob,
+    work: &mut Work,
+    old: View,
+    entry: Option<Arc<Entry>>,
+) {
+    let Some(entry) = entry else {
         return;
     };
     *work = Work {
@@ -510,7 +516,8 @@ impl<'a> Large<'a> {
         request.pages.extend(pages);
         request.changes.push(Change::Put(self.entry.clone()));
         self.core.change(&blob, request).await?;
-        completed(self.core, &blob, &mut work, view, Some(self.entry.clone())).await;
+        let entry = Some(Arc::new(self.entry.clone()));
+        completed(self.core, &blob, &mut work, view, entry).await;
         Ok((tag, true))
     }
 }
@@ -614,13 +621,13 @@ async fn take(
         Some(entry) => entry,
         None => {
             let place = if size <= SMALL {
-                Place::Pack(0)
+                Place::Row
             } else {
                 Place::File
             };
             let entry = Entry::new(blob.hash, size, place, false)?;
             work.partial = Some(match place {
-                Place::Pack(_) => Partial::Small(SmallPartial::default()),
+                Place::Row | Place::Pack { .. } => Partial::Small(SmallPartial::default()),
                 Place::File => Partial::File(FilePartial::new(core.create_file(&entry).await?)),
             });
             let entry = Arc::new(entry);
@@ -818,7 +825,7 @@ async fn complete_file(
         core.keep_page(&entry, page, Arc::new(content));
     }
     let old = blob.view();
-    completed(core, blob, work, old, Some(entry)).await;
+    completed(core, blob, work, old, Some(Arc::new(entry))).await;
     Ok(())
 }
 

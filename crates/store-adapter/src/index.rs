@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use iroh_blobs::{BlobFormat, Hash, HashAndFormat, api::Tag};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::{
     Error, Result,
@@ -25,18 +25,19 @@ const TAGS: u32 = 2;
 /// Every tag once more: a tag that got lost would cost all that it keeps.
 const TAGS_AGAIN: u32 = 3;
 const META: u32 = 4;
-/// The rows of complete blobs whose bytes may not have reached the disk itself: after a power cut the index can be ahead of other
-/// tables, so these are looked at before anybody is told that they are there.
+/// The rows of complete blobs with a file whose hash tree may not have reached the disk itself: after a power cut the index can be
+/// ahead of the pages, so these are looked at before anybody is told that they are there.
 const RECENT: u32 = 5;
 /// The rows of partial blobs.
 const PARTIAL: u32 = 6;
 pub(crate) const COLUMNS: u32 = 7;
 
 const META_TOTALS: &[u8] = b"totals";
-const META_PACKS: &[u8] = b"packs";
+/// Twice as well: what lies in the packs beyond the place that it names is found by nothing else.
+const META_PACKS: [&[u8]; 2] = [b"packs", b"packs again"];
 const META_LOST: &[u8] = b"lost";
 
-/// Names the rows and the file of one blob; random, so that it says nothing about the hash.
+/// Names the rows and the file of one blob, or a pack's file; random, so that it says nothing about a hash.
 pub(crate) type Id = [u8; 16];
 
 /// What the store knows of a blob.
@@ -56,19 +57,37 @@ pub(crate) struct Entry {
 /// Where the bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Place {
-    /// A row of that pack.
-    Pack(u32),
+    /// Complete, in a record of that pack.
+    Pack {
+        pack: Id,
+        /// Where its bytes begin.
+        offset: u64,
+    },
     /// A file.
     File,
+    /// Partial, in the row of its state.
+    Row,
+}
+
+impl Place {
+    /// What the log of the packs sets when it takes the blob.
+    pub(crate) const PACK: Self = Self::Pack {
+        pack: [0; 16],
+        offset: 0,
+    };
 }
 
 impl Entry {
     /// A new blob, with an id and a key of its own.
     pub(crate) fn new(hash: Hash, size: u64, place: Place, complete: bool) -> Result<Self> {
+        let (mut id, mut key) = ([0; 16], [0; 32]);
+        let random = Zeroizing::new(seal::random::<48>()?);
+        id.copy_from_slice(&random[..16]);
+        key.copy_from_slice(&random[16..]);
         Ok(Self {
             hash: *hash.as_bytes(),
-            id: seal::random()?,
-            key: *seal::random_key()?,
+            id,
+            key,
             size,
             here: if complete { size } else { 0 },
             place,
@@ -87,6 +106,68 @@ impl Entry {
     pub(crate) fn file_name(&self) -> String {
         file_name(&self.id)
     }
+
+    /// What stands before the bytes of a small blob in a pack.
+    fn header(&self) -> Zeroizing<[u8; HEADER]> {
+        let mut header = Zeroizing::new([0; HEADER]);
+        header[..32].copy_from_slice(&self.hash);
+        header[32..48].copy_from_slice(&self.id);
+        header[48..80].copy_from_slice(&self.key);
+        header[80..].copy_from_slice(&self.size.to_be_bytes());
+        header
+    }
+
+    fn of_header(header: &[u8; HEADER], place: Place) -> Self {
+        let (mut hash, mut id, mut key, mut size) = ([0; 32], [0; 16], [0; 32], [0; 8]);
+        hash.copy_from_slice(&header[..32]);
+        id.copy_from_slice(&header[32..48]);
+        key.copy_from_slice(&header[48..80]);
+        size.copy_from_slice(&header[80..]);
+        let size = u64::from_be_bytes(size);
+        Self {
+            hash,
+            id,
+            key,
+            size,
+            here: size,
+            place,
+            complete: true,
+        }
+    }
+}
+
+/// Hash, id, key and size.
+const HEADER: usize = 88;
+/// The sealed header of a record.
+pub(crate) const SEALED_HEADER: usize = HEADER + seal::ROW_OVERHEAD;
+
+/// Seals and opens the headers of records in packs, under the key of the present epoch.
+#[derive(Debug)]
+pub(crate) struct Headers(Redacted);
+
+impl Headers {
+    /// The header of a small blob's record at that place of a pack.
+    pub(crate) fn seal(&self, entry: &Entry, pack: &Id, offset: u64) -> Result<Vec<u8>> {
+        let row = header_row(pack, offset);
+        seal::seal_row(&self.0.0, Kind::Header, &row, &*entry.header())
+    }
+
+    /// What [`seal`](Self::seal) made; none if it is not that.
+    pub(crate) fn open(&self, sealed: &[u8], pack: Id, offset: u64) -> Option<Entry> {
+        let plain = seal::open_row(&self.0.0, Kind::Header, &header_row(&pack, offset), sealed)?;
+        let header = plain.first_chunk::<HEADER>()?;
+        let offset = offset + SEALED_HEADER as u64;
+        Some(Entry::of_header(header, Place::Pack { pack, offset }))
+    }
+}
+
+/// What is known of the packs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Packs {
+    /// All of them, the oldest first. New blobs go to the last.
+    pub(crate) list: Vec<Id>,
+    /// A pack and a place in it: what was written before that is claimed by the index as far as it is alive.
+    pub(crate) claimed: Option<(Id, u64)>,
 }
 
 impl Drop for Entry {
@@ -103,6 +184,13 @@ impl fmt::Debug for Entry {
             .field("complete", &self.complete)
             .finish_non_exhaustive()
     }
+}
+
+fn header_row(pack: &Id, offset: u64) -> [u8; 24] {
+    let mut row = [0; 24];
+    row[..16].copy_from_slice(pack);
+    row[16..].copy_from_slice(&offset.to_be_bytes());
+    row
 }
 
 pub(crate) fn file_name(id: &Id) -> String {
@@ -187,6 +275,11 @@ impl Index {
             tracing::warn!("a row of the store's index is damaged; its blob counts as missing");
         }
         Ok(entry.filter(|entry| entry.hash == *hash.as_bytes()))
+    }
+
+    /// The row in which a blob stands, if it is there.
+    pub(crate) fn row_of(&self, hash: &[u8; 32]) -> Bytes {
+        self.row(hash)
     }
 
     /// Whether there is nothing at all, not even a count.
@@ -300,8 +393,13 @@ impl Index {
         self.meta(META_TOTALS).await
     }
 
-    pub(crate) async fn packs(&self) -> Result<Option<Vec<u32>>> {
-        self.meta(META_PACKS).await
+    pub(crate) async fn packs(&self) -> Result<Option<Packs>> {
+        for name in META_PACKS {
+            if let Some(packs) = self.meta(name).await? {
+                return Ok(Some(packs));
+            }
+        }
+        Ok(None)
     }
 
     pub(crate) async fn lost(&self) -> Result<BTreeSet<[u8; 32]>> {
@@ -312,30 +410,44 @@ impl Index {
         self.put_meta(META_TOTALS, totals)
     }
 
-    pub(crate) fn put_packs(&self, packs: &[u32]) -> Result<Op> {
-        self.put_meta(META_PACKS, &packs)
+    pub(crate) fn put_packs(&self, packs: &Packs, ops: &mut Vec<Op>) -> Result<()> {
+        for name in META_PACKS {
+            ops.push(self.put_meta(name, packs)?);
+        }
+        Ok(())
+    }
+
+    /// Seals and opens the headers of records in packs.
+    pub(crate) fn headers(&self) -> Headers {
+        Headers(Redacted(self.rows.0.clone()))
+    }
+
+    /// The row of a blob, and nothing about it in other columns.
+    pub(crate) fn put_entry(&self, entry: &Entry) -> Result<Op> {
+        self.put(ENTRIES, Kind::Entry, self.row(&entry.hash), entry)
     }
 
     /// Seals a change into what has to be written.
     pub(crate) fn seal_change(&self, change: &Change, ops: &mut Vec<Op>) -> Result<()> {
         match change {
             Change::Put(entry) => {
-                ops.push(self.put(ENTRIES, Kind::Entry, self.row(&entry.hash), entry)?);
+                ops.push(self.put_entry(entry)?);
                 let key = self.row(&entry.hash);
-                let (now, before) = if entry.complete {
-                    (RECENT, PARTIAL)
-                } else {
-                    (PARTIAL, RECENT)
+                let (now, before) = match (entry.complete, entry.place) {
+                    // Their bytes are on the disk itself when they are claimed.
+                    (true, Place::Pack { .. }) => (None, PARTIAL),
+                    (true, _) => (Some(RECENT), PARTIAL),
+                    (false, _) => (Some(PARTIAL), RECENT),
                 };
                 ops.push(Op::Delete {
                     column: before,
                     key: key.clone(),
                 });
-                ops.push(Op::Put {
-                    column: now,
+                ops.extend(now.map(|column| Op::Put {
+                    column,
                     key,
                     value: Bytes::from_static(&[1]),
-                });
+                }));
                 if entry.place == Place::File {
                     ops.push(Op::Put {
                         column: FILES,

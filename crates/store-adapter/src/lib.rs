@@ -11,6 +11,7 @@ mod export;
 mod gc;
 mod import;
 mod index;
+mod log;
 mod pins;
 mod seal;
 mod secret;
@@ -21,6 +22,7 @@ mod tables;
 mod testing;
 mod tree;
 mod walk;
+mod writer;
 
 pub use backend::veilid::open_table;
 pub use error::{Error, Result};

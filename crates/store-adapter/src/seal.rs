@@ -14,8 +14,11 @@ const TAG: usize = 16;
 /// The sealed bytes of a whole segment; a segment begins at a multiple of this.
 pub(crate) const SEALED_SEGMENT: usize = SEGMENT + TAG;
 
-const VERSION: u8 = 1;
+/// Every sealed row begins with it.
+pub(crate) const VERSION: u8 = 1;
 const NONCE: usize = 24;
+/// How much longer a sealed row is than what is in it.
+pub(crate) const ROW_OVERHEAD: usize = 1 + NONCE + TAG;
 
 /// A key of this store; gone from memory when it is dropped.
 pub(crate) type Key = Zeroizing<[u8; 32]>;
@@ -27,7 +30,7 @@ pub(crate) enum Kind {
     Entry = 1,
     Tag = 2,
     Meta = 3,
-    Pack = 4,
+    Header = 4,
     Page = 5,
     State = 6,
 }
@@ -138,6 +141,31 @@ impl Segments {
     }
 }
 
+/// Seals a small blob as a whole.
+pub(crate) fn seal_small(key: &Key, data: &[u8]) -> Result<Vec<u8>> {
+    let segments = Segments::new(key);
+    let mut sealed = Vec::with_capacity(data.len() + data.len().div_ceil(SEGMENT) * TAG);
+    for (index, data) in (0..).zip(data.chunks(SEGMENT)) {
+        segments.seal(index, data, &mut sealed)?;
+    }
+    Ok(sealed)
+}
+
+/// Opens what [`seal_small`] made, in its own memory. `None` if it is not that.
+pub(crate) fn open_small(key: &Key, mut sealed: Vec<u8>) -> Option<Vec<u8>> {
+    let segments = Segments::new(key);
+    let mut plain = 0;
+    let len = sealed.len();
+    for (index, start) in (0..).zip((0..len).step_by(SEALED_SEGMENT)) {
+        let end = len.min(start + SEALED_SEGMENT);
+        let opened = segments.open(index, &mut sealed[start..end])?;
+        sealed.copy_within(start..start + opened, plain);
+        plain += opened;
+    }
+    sealed.truncate(plain);
+    Some(sealed)
+}
+
 fn nonce(index: u64) -> Nonce {
     let mut nonce = [0; 12];
     nonce[4..].copy_from_slice(&index.to_be_bytes());
@@ -152,6 +180,11 @@ pub(crate) fn sealed_offset(index: u64) -> u64 {
 /// How long the sealed segment is.
 pub(crate) fn sealed_len(index: u64, size: u64) -> usize {
     segment_len(index, size) + TAG
+}
+
+/// How long all segments of a blob are together.
+pub(crate) fn sealed_size(size: u64) -> u64 {
+    size + size.div_ceil(SEGMENT as u64) * TAG as u64
 }
 
 /// The plain bytes in a segment of a blob of `size` bytes.

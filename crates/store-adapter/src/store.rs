@@ -28,15 +28,16 @@ use crate::{
     seal,
     secret::StoreSecret,
     secrets::sync_directory,
-    tables::{Tables, first_key},
+    tables::Tables,
     walk::{self, Reached},
+    writer::first_key,
 };
 
 const FORMAT_FILE: &str = "format";
 const NEW_FORMAT_FILE: &str = "format.new";
 const LOCK_FILE: &str = "lock";
 const FORMAT: &str = "save-store ";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// The store of the first version kept plain files.
 const OLD_FORMAT: &str = "save-store files 1";
 const ROOT_PREFIX: &str = "root/";
@@ -711,6 +712,7 @@ fn read_format(dir: &Path, found: &[u8]) -> Result<String> {
     let id = lines.next().unwrap_or_default();
     match version {
         Some(version) if version > VERSION => Err(Error::NewerFormat { path, version }),
+        Some(version) if version < VERSION => Err(Error::OlderFormat { path }),
         Some(VERSION) if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) => {
             Ok(id.to_owned())
         }

@@ -394,6 +394,10 @@ impl SegmentFile for MemoryFile {
         Ok(())
     }
 
+    fn read_now(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
+        self.read_exact_at(buf, offset).map(|()| true)
+    }
+
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         match self.process.write() {
             Ok(()) => self.put(data, offset),

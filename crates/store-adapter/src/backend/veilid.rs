@@ -395,6 +395,30 @@ impl SegmentFile for VeilidFile {
         Ok(())
     }
 
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn read_now(&self, mut buf: &mut [u8], mut offset: u64) -> io::Result<bool> {
+        use rustix::io::{Errno, ReadWriteFlags, preadv2};
+        while !buf.is_empty() {
+            let read = preadv2(
+                &self.file,
+                &mut [io::IoSliceMut::new(buf)],
+                offset,
+                ReadWriteFlags::NOWAIT,
+            );
+            match read {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => {
+                    buf = &mut buf[read..];
+                    offset += read as u64;
+                }
+                Err(Errno::INTR) => {}
+                // Not in memory, or the file system or the kernel cannot tell.
+                Err(_) => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }

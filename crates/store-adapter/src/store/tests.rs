@@ -273,10 +273,10 @@ async fn foreign_formats_are_told_apart_and_left_alone() {
     let good = std::fs::read(&format).unwrap();
     let open = || VeilidStore::open(&node.api, &dir, options());
 
-    std::fs::write(&format, "save-store 3\nwhatever\n").unwrap();
+    std::fs::write(&format, "save-store 4\nwhatever\n").unwrap();
     let newer = open().await;
     assert!(
-        matches!(newer, Err(Error::NewerFormat { version: 3, .. })),
+        matches!(newer, Err(Error::NewerFormat { version: 4, .. })),
         "{newer:?}"
     );
     std::fs::write(&format, "save-store files 1\n").unwrap();
@@ -288,7 +288,7 @@ async fn foreign_formats_are_told_apart_and_left_alone() {
         matches!(unknown, Err(Error::UnknownFormat { .. })),
         "{unknown:?}"
     );
-    std::fs::write(&format, "save-store 2\n0123456789abcdef0123456789abcdef\n").unwrap();
+    std::fs::write(&format, "save-store 3\n0123456789abcdef0123456789abcdef\n").unwrap();
     let lost = open().await;
     assert!(matches!(lost, Err(Error::KeyLost)), "{lost:?}");
     std::fs::remove_file(&format).unwrap();
