@@ -12,11 +12,8 @@ use iroh_blobs::{
     },
     store::mem::MemStore,
 };
-use irpc::channel::oneshot;
-use tokio::{
-    sync::mpsc,
-    task::{JoinError, JoinSet},
-};
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Error, Result, core::Core, export, gc, import, index::Change, index::Tags, pins::Pinning,
@@ -34,8 +31,8 @@ pub(crate) type Lock = Option<std::fs::File>;
 struct Actor {
     core: Arc<Core>,
     pins: Arc<Pins>,
-    tasks: JoinSet<()>,
-    idle: Vec<oneshot::Sender<()>>,
+    tasks: TaskTracker,
+    ended: CancellationToken,
 }
 
 /// Starts the actor; it ends with the last clone of the store, or by its shutdown.
@@ -48,8 +45,8 @@ pub(crate) fn start(core: Arc<Core>, pins: Arc<Pins>, lock: Lock) -> Store {
     let actor = Actor {
         core,
         pins,
-        tasks: JoinSet::new(),
-        idle: Vec::new(),
+        tasks: TaskTracker::new(),
+        ended: CancellationToken::new(),
     };
     tokio::spawn(actor.run(rx, lock));
     MemStore::from_sender(client).into()
@@ -58,24 +55,16 @@ pub(crate) fn start(core: Arc<Core>, pins: Arc<Pins>, lock: Lock) -> Store {
 impl Actor {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>, lock: Lock) {
         let shutdown = loop {
-            tokio::select! {
-                command = commands.recv() => match command {
-                    None => break None,
-                    Some(Command::Shutdown(command)) => break Some(command.tx),
-                    Some(command) => self.handle(command).await,
-                },
-                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
-                    log(ended);
-                    if self.tasks.is_empty() {
-                        for tx in self.idle.drain(..) {
-                            let _ = tx.send(()).await;
-                        }
-                    }
-                }
+            match commands.recv().await {
+                None => break None,
+                Some(Command::Shutdown(command)) => break Some(command.tx),
+                Some(command) => self.handle(command).await,
             }
         };
         commands.close();
-        self.tasks.shutdown().await;
+        self.ended.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
         // What came in of partial blobs is kept.
         if let Err(error) = self.core.write_all_down().await {
             tracing::warn!(%error, "partial blobs were not written down");
@@ -90,8 +79,10 @@ impl Actor {
         }
     }
 
-    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn(task);
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let ended = self.ended.clone();
+        self.tasks
+            .spawn(async move { ended.run_until_cancelled(task).await });
     }
 
     #[allow(clippy::too_many_lines)]
@@ -215,23 +206,17 @@ impl Actor {
                 let _ = c.tx.send(answer(synced)).await;
             }),
             Command::WaitIdle(c) => {
-                if self.tasks.is_empty() {
+                let tasks = self.tasks.clone();
+                // It takes more tasks all the same.
+                tasks.close();
+                tokio::spawn(async move {
+                    tasks.wait().await;
                     let _ = c.tx.send(()).await;
-                } else {
-                    self.idle.push(c.tx);
-                }
+                });
             }
             // Taken out by the loop.
             Command::Shutdown(_) => {}
         }
-    }
-}
-
-fn log(ended: Result<(), JoinError>) {
-    if let Err(error) = ended
-        && !error.is_cancelled()
-    {
-        tracing::error!(%error, "a task of the store failed");
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::sync::{Mutex, watch};
 
 use crate::{
     backend::SegmentFile,
+    core::SMALL,
     index::Entry,
     seal::{SEGMENT, segment_len},
     tree::{Page, PageId, Pair, place},
@@ -152,14 +153,20 @@ impl SmallPartial {
             .insert(index, (pair[..32].to_vec(), pair[32..].to_vec()));
     }
 
-    pub(crate) fn pairs(&self) -> HashMap<u64, Pair> {
-        let mut pairs = HashMap::new();
+    pub(crate) fn pairs(&self) -> Vec<Option<Pair>> {
+        let len = self.pairs.keys().next_back().map_or(0, |last| last + 1);
+        // Of a small blob, so there are few.
+        let len = len.min(SMALL / SEGMENT as u64) as usize;
+        let mut pairs = vec![None; len];
         for (index, (left, right)) in &self.pairs {
             let mut pair = [0; 64];
-            if left.len() == 32 && right.len() == 32 {
+            if let Some(place) = pairs.get_mut(*index as usize)
+                && left.len() == 32
+                && right.len() == 32
+            {
                 pair[..32].copy_from_slice(left);
                 pair[32..].copy_from_slice(right);
-                pairs.insert(*index, pair);
+                *place = Some(pair);
             }
         }
         pairs

@@ -52,8 +52,8 @@ struct Source {
 /// Where its bytes are.
 enum Content {
     Memory {
-        data: Bytes,
-        pairs: HashMap<u64, Pair>,
+        groups: Vec<Bytes>,
+        pairs: Vec<Option<Pair>>,
         /// Whether all of it has the right hash.
         verified: bool,
     },
@@ -96,8 +96,8 @@ impl Core {
                 size: 0,
                 present: ChunkRanges::all(),
                 content: Content::Memory {
-                    data: Bytes::new(),
-                    pairs: HashMap::new(),
+                    groups: vec![Bytes::new()],
+                    pairs: Vec::new(),
                     verified: true,
                 },
             })));
@@ -129,8 +129,12 @@ impl Core {
                 let mut data = partial.data.clone();
                 // No more than a small blob, whatever somebody said about its size.
                 data.resize(data.len().max(bitfield.size().min(SMALL) as usize), 0);
+                let data = Bytes::from(data);
+                let starts = (0..data.len()).step_by(SEGMENT);
                 let content = Content::Memory {
-                    data: data.into(),
+                    groups: starts
+                        .map(|start| data.slice(start..data.len().min(start + SEGMENT)))
+                        .collect(),
                     pairs: partial.pairs(),
                     verified: false,
                 };
@@ -171,7 +175,7 @@ impl Core {
                         Err(error) => return Err(error),
                     },
                 };
-                let segments = Arc::new(Segments::new(&entry.key()));
+                let segments = Arc::new(Segments::new(&entry.key())?);
                 let content = Content::File {
                     entry,
                     file,
@@ -215,17 +219,17 @@ impl Core {
 }
 
 fn open_small(key: &Key, sealed: Vec<u8>, hash: Hash, tree: bool) -> Option<Content> {
-    let data = seal::open_small(key, sealed)?;
-    let mut pairs = HashMap::new();
+    let groups = seal::open_small(key, sealed)?;
+    let mut pairs = Vec::new();
     if tree {
         let found;
-        (found, pairs) = tree_of(&data);
+        (found, pairs) = tree_of(groups.iter().map(|group| &group[..]));
         if found != hash {
             return None;
         }
     }
     Some(Content::Memory {
-        data: data.into(),
+        groups,
         pairs,
         verified: tree,
     })
@@ -234,7 +238,10 @@ fn open_small(key: &Key, sealed: Vec<u8>, hash: Hash, tree: bool) -> Option<Cont
 impl Source {
     async fn pair(&self, core: &Core, index: u64) -> Result<Option<Pair>> {
         match &self.content {
-            Content::Memory { pairs, .. } => Ok(pairs.get(&index).copied()),
+            Content::Memory { pairs, .. } => {
+                let index = usize::try_from(index).unwrap_or(usize::MAX);
+                Ok(pairs.get(index).copied().flatten())
+            }
             Content::File { entry, .. } => core.pair(&self.blob, entry, index).await,
         }
     }
@@ -246,12 +253,10 @@ impl Source {
         each: impl Fn(u64, Bytes) -> T + Send + 'static,
     ) -> Reading<T> {
         match &self.content {
-            Content::Memory { data, .. } => {
+            Content::Memory { groups: data, .. } => {
                 let read = groups.into_iter().map(|group| {
-                    // Small blobs only.
-                    let start = ((group * SEGMENT as u64) as usize).min(data.len());
-                    let end = (start + SEGMENT).min(data.len());
-                    Ok(each(group, data.slice(start..end)))
+                    let at = usize::try_from(group).unwrap_or(usize::MAX);
+                    Ok(each(group, data.get(at).cloned().unwrap_or_default()))
                 });
                 Reading::Done(read.collect())
             }
@@ -406,8 +411,8 @@ struct Job {
     present: bool,
 }
 
-/// An encoded leaf with its hash; none if that was verified before.
-type Encoded = (Option<blake3::Hash>, Vec<EncodedItem>);
+/// An encoded leaf with its hash.
+type Encoded = (blake3::Hash, Vec<EncodedItem>);
 
 struct Window {
     steps: Vec<Step>,
@@ -468,19 +473,28 @@ async fn encode(
     let tree = BaoTree::new(source.size, IROH_BLOCK_SIZE);
     let ranges = truncated(ranges, source.size);
     let mut chunks = tree.ranges_pre_order_chunks_iter_ref(&ranges, 0);
+    if let Content::Memory {
+        groups,
+        pairs,
+        verified: true,
+    } = &source.content
+    {
+        return encode_verified(groups, pairs, chunks, tx).await;
+    }
     let mut stack = vec![*source.blob.hash.as_bytes()];
-    let mut ahead = window(core, source, &mut chunks);
+    let mut ahead: VecDeque<Window> = window(core, source, &mut chunks).into_iter().collect();
+    ahead.extend(window(core, source, &mut chunks));
     while let Some(Window {
         steps,
         leaves,
         _permit,
-    }) = ahead
+    }) = ahead.pop_front()
     {
         let read = match leaves {
             Some(leaves) => leaves.get().await.map_err(EncodeError::Io)?,
             None => Vec::new(),
         };
-        ahead = window(core, source, &mut chunks);
+        ahead.extend(window(core, source, &mut chunks));
         let mut read = read.into_iter();
         for step in steps {
             // There is one for each step, since each step below the root was pushed by the one above it.
@@ -519,9 +533,7 @@ async fn encode(
                 Step::Leaf { start } => {
                     let mismatch = EncodeError::LeafHashMismatch(start);
                     match read.next() {
-                        Some(Ok(Some((hash, items))))
-                            if hash.is_none_or(|hash| *hash.as_bytes() == expected) =>
-                        {
+                        Some(Ok(Some((hash, items)))) if *hash.as_bytes() == expected => {
                             for item in items {
                                 send(tx, item).await?;
                             }
@@ -534,6 +546,55 @@ async fn encode(
                         // Not here, or here in part.
                         _ => return Err(mismatch.into()),
                     }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sends the encoding of what is in memory and was verified as a whole.
+async fn encode_verified<'a>(
+    groups: &[Bytes],
+    pairs: &[Option<Pair>],
+    chunks: impl Iterator<Item = BaoChunk<&'a ChunkRangesRef>>,
+    tx: &mpsc::Sender<EncodedItem>,
+) -> Result<(), Stop> {
+    let at = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    for chunk in chunks {
+        match chunk {
+            BaoChunk::Parent { node, .. } => {
+                let pair = pair_of(node).and_then(|index| pairs.get(at(index)).copied().flatten());
+                let (l, r) = halves(&pair.ok_or(EncodeError::ParentHashMismatch(node))?);
+                let pair = (blake3::Hash::from(l), blake3::Hash::from(r));
+                send(tx, Parent { node, pair }.into()).await?;
+            }
+            BaoChunk::Leaf {
+                start_chunk,
+                is_root,
+                ranges,
+                ..
+            } => {
+                let group = start_chunk.0 >> LOG_GROUP_CHUNKS;
+                let data = groups.get(at(group)).cloned();
+                let data = data.ok_or(EncodeError::LeafHashMismatch(start_chunk))?;
+                if ranges.is_all() {
+                    let offset = group * SEGMENT as u64;
+                    send(tx, Leaf { offset, data }.into()).await?;
+                    continue;
+                }
+                let mut items = Vec::new();
+                traverse_selected_rec(
+                    start_chunk,
+                    data,
+                    is_root,
+                    ranges,
+                    LOG_GROUP_CHUNKS,
+                    true,
+                    &mut items,
+                );
+                for item in items {
+                    send(tx, item).await?;
                 }
             }
         }
@@ -594,10 +655,7 @@ fn window<'a>(
     let leaves = (!groups.is_empty()).then(|| {
         let jobs: HashMap<u64, Job> = jobs.into_iter().map(|job| (job.group, job)).collect();
         let present: Vec<u64> = groups.clone();
-        let verified = matches!(source.content, Content::Memory { verified: true, .. });
-        source.read(present, move |group, data| {
-            encode_leaf(&jobs, group, data, verified)
-        })
+        source.read(present, move |group, data| encode_leaf(&jobs, group, data))
     });
     Some(Window {
         steps,
@@ -607,23 +665,16 @@ fn window<'a>(
 }
 
 /// The items of a leaf with the hash of all its data. `None` if it is not all here.
-fn encode_leaf(
-    jobs: &HashMap<u64, Job>,
-    group: u64,
-    data: Bytes,
-    verified: bool,
-) -> Option<Encoded> {
+fn encode_leaf(jobs: &HashMap<u64, Job>, group: u64, data: Bytes) -> Option<Encoded> {
     let job = jobs.get(&group).filter(|job| job.present)?;
     let offset = group * SEGMENT as u64;
     match &job.ranges {
         None => {
-            let hash = (!verified).then(|| {
-                if job.is_root {
-                    blake3::hash(&data)
-                } else {
-                    blake3::Hash::from_bytes(tree::group_hash(group, &data))
-                }
-            });
+            let hash = if job.is_root {
+                blake3::hash(&data)
+            } else {
+                blake3::Hash::from_bytes(tree::group_hash(group, &data))
+            };
             Some((hash, vec![Leaf { offset, data }.into()]))
         }
         Some(ranges) => {
@@ -638,7 +689,7 @@ fn encode_leaf(
                 true,
                 &mut items,
             );
-            Some((Some(hash), items))
+            Some((hash, items))
         }
     }
 }

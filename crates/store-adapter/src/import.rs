@@ -98,12 +98,17 @@ pub(crate) async fn import_bytes(
     format: iroh_blobs::BlobFormat,
     tx: mpsc::Sender<AddProgressItem>,
 ) {
+    let size = data.len() as u64;
     let imported = async {
-        send(&tx, AddProgressItem::Size(data.len() as u64)).await?;
-        send(&tx, AddProgressItem::CopyDone).await?;
-        if data.len() as u64 <= SMALL {
-            import_small(core, data, pins, format).await
+        if size <= SMALL {
+            let tag = import_small(core, data, pins, format).await?;
+            // All at once, so that whoever waits is woken once.
+            send(&tx, AddProgressItem::Size(size)).await?;
+            send(&tx, AddProgressItem::CopyDone).await?;
+            Ok(tag)
         } else {
+            send(&tx, AddProgressItem::Size(size)).await?;
+            send(&tx, AddProgressItem::CopyDone).await?;
             let mut large = Large::begin(core).await?;
             let fed = large.feed(data).await;
             large.end(fed, pins, format).await
@@ -318,7 +323,7 @@ impl<'a> Large<'a> {
         Ok(Self {
             _importing: importing,
             core,
-            segments: Arc::new(Segments::new(&entry.key())),
+            segments: Arc::new(Segments::new(&entry.key())?),
             entry,
             file,
             buffer: BytesMut::with_capacity(BLOCK),
@@ -679,7 +684,7 @@ async fn take(
     }
     if let (Some(Partial::File(partial)), false) = (&work.partial, whole.is_empty()) {
         let groups: Vec<u64> = whole.iter().map(|(group, _)| *group).collect();
-        let written = write_groups(partial.file.clone(), Segments::new(&entry.key()), whole).await;
+        let written = write_groups(partial.file.clone(), Segments::new(&entry.key())?, whole).await;
         if let Err(error) = written {
             // Parts of them were here already, and went into what could not be written.
             blob.view.send_modify(|view| {
@@ -714,7 +719,7 @@ async fn complete_partial(
 ) -> Result<()> {
     match work.partial.take() {
         Some(Partial::Small(partial)) => {
-            let (hash, _) = tree::tree_of(&partial.data);
+            let hash = Hash::new(&partial.data);
             if hash != blob.hash {
                 // Cannot be, since all pieces were verified; if it is, nothing of it is kept.
                 forget(core, blob, work).await?;

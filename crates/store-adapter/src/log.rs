@@ -61,8 +61,8 @@ impl Log {
             let there = listed.list.into_iter().filter(there).collect();
             Ok::<_, io::Error>((entries, found, there))
         })
-            .await?
-            .map_err(segment_error)?;
+        .await?
+        .map_err(segment_error)?;
         packs.list = there;
         let log = Self {
             backend,

@@ -5,8 +5,6 @@
 //! up in the tree and is known late: those are numbered again on the next level, and so on. So each page is complete soon
 //! after its groups are, and the way from the root to a group of a 16 GiB blob crosses two pages.
 
-use std::collections::HashMap;
-
 use bao_tree::TreeNode;
 use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use iroh_blobs::Hash;
@@ -172,21 +170,26 @@ impl Builder {
     }
 }
 
-/// The hash and the pairs of bytes that are all there.
-pub(crate) fn tree_of(data: &[u8]) -> (Hash, HashMap<u64, Pair>) {
-    let mut pairs = HashMap::new();
-    if data.len() <= SEGMENT {
-        return (Hash::new(data), pairs);
+/// The hash and the pairs of a blob whose groups are all there.
+pub(crate) fn tree_of<'a>(
+    groups: impl ExactSizeIterator<Item = &'a [u8]>,
+) -> (Hash, Vec<Option<Pair>>) {
+    let mut pairs = vec![None; groups.len().saturating_sub(1)];
+    if pairs.is_empty() {
+        let mut groups = groups;
+        return (Hash::new(groups.next().unwrap_or_default()), pairs);
     }
     let mut builder = Builder::default();
-    for (group, data) in (0..).zip(data.chunks(SEGMENT)) {
-        builder.push(group_hash(group, data), |index, pair| {
-            pairs.insert(index, pair);
-        });
+    // There are as many places as there are pairs.
+    let mut put = |index: u64, pair| {
+        if let Some(place) = pairs.get_mut(index as usize) {
+            *place = Some(pair);
+        }
+    };
+    for (group, data) in (0..).zip(groups) {
+        builder.push(group_hash(group, data), &mut put);
     }
-    let hash = builder.finish(|index, pair| {
-        pairs.insert(index, pair);
-    });
+    let hash = builder.finish(put);
     // There were two groups at least.
     (hash.unwrap_or(Hash::EMPTY), pairs)
 }
@@ -207,7 +210,7 @@ mod tests {
                 let size = (groups - 1) * SEGMENT + tail;
                 let data: Vec<u8> = (0..size).map(|i| (i / 7) as u8).collect();
                 let theirs = PreOrderMemOutboard::create(&data, IROH_BLOCK_SIZE);
-                let (hash, pairs) = tree_of(&data);
+                let (hash, pairs) = tree_of(data.chunks(SEGMENT));
                 assert_eq!(hash.as_bytes(), theirs.root.as_bytes(), "{size}");
                 let tree = BaoTree::new(size as u64, IROH_BLOCK_SIZE);
                 let mut seen = 0;
@@ -218,7 +221,7 @@ mod tests {
                     let Some(index) = pair_of(node) else {
                         panic!("{node:?} of {size}")
                     };
-                    let pair = pairs[&index];
+                    let pair = pairs[index as usize].unwrap();
                     assert_eq!(
                         (*left.as_bytes(), *right.as_bytes()),
                         halves(&pair),
