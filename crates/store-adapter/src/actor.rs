@@ -8,7 +8,7 @@ use iroh_blobs::{
     api::{
         self, Store, Tag,
         blobs::BlobStatus,
-        proto::{Command, Request, TagInfo},
+        proto::{Command, ImportMode, Request, TagInfo},
     },
     store::mem::MemStore,
 };
@@ -80,6 +80,8 @@ impl Actor {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        // These are large, and handed on several times.
+        let task = Box::pin(task);
         let ended = self.ended.clone();
         self.tasks
             .spawn(async move { ended.run_until_cancelled(task).await });
@@ -102,7 +104,11 @@ impl Actor {
                 import::import_stream(&core, input, pins, c.inner.format, c.tx).await;
             }),
             Command::ImportPath(c) => self.spawn(async move {
-                // Always a copy: what lies outside is not sealed.
+                if c.inner.mode == ImportMode::TryReference {
+                    // Nobody who asks for this wants the space taken twice, so a copy is not made behind their back.
+                    import::finish(Err(Error::ByReference), &c.tx).await;
+                    return;
+                }
                 let (pins, scope) = (&*pins, c.inner.scope);
                 let pins = Pinning { pins, scope };
                 let input = import::Input::Path(c.inner.path);
@@ -128,7 +134,7 @@ impl Actor {
             }
             Command::ExportPath(c) => {
                 let blob = core.blob(c.inner.hash);
-                // Always a copy, for the same reason.
+                // Always a copy: what lies outside is not sealed.
                 self.spawn(async move {
                     export::export_path(&core, blob, c.inner.target, c.tx).await;
                 });

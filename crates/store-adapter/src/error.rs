@@ -11,6 +11,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A file was to be imported by reference. What the store holds is sealed, so it holds a copy or nothing: import with
+    /// `ImportMode::Copy`.
+    #[error(
+        "the store seals every byte, so it cannot refer to a file outside; import a copy of it"
+    )]
+    ByReference,
     /// Another process, or another [`VeilidStore`](crate::VeilidStore) of this one, has the directory open.
     /// Close that one first.
     #[error("the store in {path} is in use by another process")]
@@ -197,6 +203,7 @@ impl Error {
         match self {
             Self::Io { source, .. } | Self::Input { source } => source,
             Self::Closed => io::Error::new(io::ErrorKind::BrokenPipe, self),
+            Self::ByReference => io::Error::new(io::ErrorKind::InvalidInput, self),
             other => io::Error::other(other),
         }
     }

@@ -31,9 +31,11 @@ use crate::{
     tree::{self, Pair, halves, pair_of, parent_hash, tree_of},
 };
 
-/// Groups that are read at once where there is room for it, 1 MiB, and where there is not.
-const WINDOW: usize = 64;
+/// Groups that are read at once where there is room for it, 256 KiB, which the cache of a core holds; and where there is not.
+const WINDOW: usize = 16;
 const NARROW: usize = 4;
+/// Windows that are read ahead for one export.
+const WINDOWS: usize = 8;
 const LOG_GROUP_CHUNKS: u32 = 4;
 /// A blob of at most this size is opened where it is asked for: that takes less than to hand it to another thread and back.
 const INLINE: u64 = 64 * 1024;
@@ -482,8 +484,10 @@ async fn encode(
         return encode_verified(groups, pairs, chunks, tx).await;
     }
     let mut stack = vec![*source.blob.hash.as_bytes()];
-    let mut ahead: VecDeque<Window> = window(core, source, &mut chunks).into_iter().collect();
-    ahead.extend(window(core, source, &mut chunks));
+    let mut ahead = VecDeque::with_capacity(WINDOWS);
+    for _ in 0..WINDOWS {
+        ahead.extend(window(core, source, &mut chunks));
+    }
     while let Some(Window {
         steps,
         leaves,

@@ -192,7 +192,7 @@ async fn send(tx: &mpsc::Sender<AddProgressItem>, item: AddProgressItem) -> Resu
     tx.send(item).await.map_err(|_| Error::Closed)
 }
 
-async fn finish(imported: Result<TempTag>, tx: &mpsc::Sender<AddProgressItem>) {
+pub(crate) async fn finish(imported: Result<TempTag>, tx: &mpsc::Sender<AddProgressItem>) {
     let item = match imported {
         Ok(tag) => AddProgressItem::Done(tag),
         Err(error) => {

@@ -18,7 +18,7 @@ use crate::support::{GROUP, SIZES, assert_holds, encoded, kind_of, noise, tellin
 
 on_each_backend!(
     every_way_in_gives_the_same_blob,
-    files_are_copied_even_when_asked_to_be_referenced,
+    files_are_copied_and_never_referenced,
     progress_is_told_in_order,
     an_import_that_fails_leaves_nothing,
     an_import_that_is_dropped_leaves_nothing,
@@ -77,21 +77,23 @@ async fn every_way_in_gives_the_same_blob(store: VeilidStore) {
     }
 }
 
-async fn files_are_copied_even_when_asked_to_be_referenced(store: VeilidStore) {
+async fn files_are_copied_and_never_referenced(store: VeilidStore) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     for size in [100, 2_000_000] {
         let data = noise(size as u64, size);
         std::fs::write(&path, &data).unwrap();
-        let tag = store
-            .add_path_with_opts(AddPathOptions {
+        let add = |mode| {
+            store.add_path_with_opts(AddPathOptions {
                 path: path.clone(),
                 format: BlobFormat::Raw,
-                mode: ImportMode::TryReference,
+                mode,
             })
-            .temp_tag()
-            .await
-            .unwrap();
+        };
+        let refused = add(ImportMode::TryReference).temp_tag().await.unwrap_err();
+        assert!(refused.to_string().contains("import a copy"), "{refused}");
+        assert!(!store.has(Hash::new(&data)).await.unwrap());
+        let tag = add(ImportMode::Copy).temp_tag().await.unwrap();
         std::fs::write(&path, "something else").unwrap();
         assert_holds(&store, tag.hash(), &data).await;
         std::fs::remove_file(&path).unwrap();
