@@ -29,7 +29,7 @@ use crate::{
 /// A blob of at most this size is one record of a pack.
 pub(crate) const SMALL: u64 = 256 * 1024;
 /// Blobs that stay in memory after use: their index entries alone.
-const KEPT_BLOBS: usize = 16 * 1024;
+const KEPT_BLOBS: usize = 12 * 1024;
 /// Files that stay open after use.
 const KEPT_FILES: usize = 64;
 /// Pages of hash trees in memory, 64 KiB at most each.

@@ -207,6 +207,13 @@ pub(crate) struct Totals {
     pub(crate) erasable: bool,
 }
 
+impl Totals {
+    pub(crate) fn add(&mut self, blobs: i64, bytes: i64) {
+        self.blobs = self.blobs.saturating_add_signed(blobs);
+        self.bytes = self.bytes.saturating_add_signed(bytes);
+    }
+}
+
 /// A change of the index, not sealed yet: the key may change before it is written.
 #[derive(Debug, Clone)]
 pub(crate) enum Change {

@@ -13,7 +13,7 @@ use tokio::sync::{RwLock, mpsc, oneshot};
 use crate::{
     Error, Result,
     backend::{Backend, Op, Table},
-    core::{blocking, lock, segment_error},
+    core::{blocking, lock, segment_error, signed},
     index::{COLUMNS, Change, Entry, Id, Index, Packs, Totals, file_name},
     log::Log,
     secret::StoreSecret,
@@ -94,8 +94,16 @@ pub(crate) struct Shared {
     pub(crate) totals: std::sync::Mutex<Totals>,
     pub(crate) packs: std::sync::Mutex<Packs>,
     /// Blobs in the log that the index does not claim yet.
-    pub(crate) logged: std::sync::Mutex<HashMap<[u8; 32], Arc<Entry>>>,
+    pub(crate) logged: std::sync::Mutex<HashMap<[u8; 32], Logged>>,
     known: std::sync::Mutex<Known>,
+}
+
+/// A blob in the log, with what it adds to the totals.
+#[derive(Debug, Clone)]
+pub(crate) struct Logged {
+    pub(crate) entry: Arc<Entry>,
+    pub(crate) blobs: i64,
+    pub(crate) bytes: i64,
 }
 
 /// Which rows the index may have. New blobs are asked for in vain, each with a look at the table otherwise.
@@ -153,10 +161,14 @@ impl Tables {
         for entry in found {
             // If the index has it in another place, that one is as good.
             if index.entry(&entry.hash()).await?.is_none() {
-                let size = entry.size;
-                if logged.insert(entry.hash, Arc::new(entry)).is_none() {
-                    totals.blobs += 1;
-                    totals.bytes += size;
+                let found = Logged {
+                    blobs: 1,
+                    bytes: signed(entry.size),
+                    entry: Arc::new(entry),
+                };
+                let counted = found.clone();
+                if logged.insert(found.entry.hash, found).is_none() {
+                    totals.add(counted.blobs, counted.bytes);
                 }
             }
         }
@@ -184,8 +196,8 @@ impl Tables {
     /// What is known of a blob on the disk.
     pub(crate) async fn entry(&self, hash: &Hash) -> Result<Option<Arc<Entry>>> {
         let open = self.read().await?;
-        if let Some(entry) = lock(&self.logged).get(hash.as_bytes()) {
-            return Ok(Some(entry.clone()));
+        if let Some(logged) = lock(&self.logged).get(hash.as_bytes()) {
+            return Ok(Some(logged.entry.clone()));
         }
         let row = Known::short(&open.index.row_of(hash.as_bytes()));
         let lacks = |known: &Known| known.rows.as_ref().is_some_and(|rows| !rows.contains(&row));

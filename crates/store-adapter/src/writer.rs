@@ -20,7 +20,7 @@ use crate::{
     log::Log,
     seal::{self, Key, random_key},
     secret::StoreSecret,
-    tables::{Open, Request, Shared, index_name},
+    tables::{Logged, Open, Request, Shared, index_name},
 };
 
 /// The most bytes that are written at once.
@@ -31,7 +31,7 @@ const ROWS: usize = 1000;
 /// After so many new large blobs, their hash trees are brought to the disk itself.
 const RECENT_BLOBS: usize = 4096;
 /// So much lies in the log, at most, before the index claims it: it has to be read again after a crash.
-const LOGGED_BLOBS: usize = 16 * 1024;
+const LOGGED_BLOBS: usize = 8192;
 const LOGGED_BYTES: u64 = 256 * 1024 * 1024;
 /// The index claims what is in the log when nothing was written for so long.
 const IDLE: Duration = Duration::from_secs(1);
@@ -66,6 +66,9 @@ pub(crate) struct Writer {
     claimed: Totals,
     /// Bytes of the log that the index does not claim.
     logged: u64,
+    /// Whether the index claims blobs beyond the place in the log that it names. They would be found in the log again, and passed
+    /// over only as long as the index has them.
+    behind: bool,
     /// Set when nobody can tell any more which key the next start will find; nothing is written after that.
     broken: Option<Error>,
     /// New large blobs since the last checkpoint.
@@ -77,12 +80,14 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn new(tables: Arc<Shared>, secret: StoreSecret, log: Log, claimed: Totals) -> Self {
+        let behind = lock(&tables.packs).claimed != log.end();
         Self {
             tables,
             secret,
             log,
             claimed,
             logged: 0,
+            behind,
             broken: None,
             recent: 0,
             // The last process may have left something.
@@ -286,7 +291,6 @@ impl Writer {
         }
         if wholly {
             *lock(&tables.packs) = packs;
-            self.logged = 0;
         }
         self.claimed = claimed;
         *lock(&tables.totals) = totals;
@@ -294,7 +298,14 @@ impl Writer {
         lock(&tables.logged).extend(
             logged
                 .filter(|(request, _)| !is_claimed(request))
-                .filter_map(|(_, entry)| Some((entry.as_ref()?.hash, entry.clone()?))),
+                .filter_map(|(request, entry)| {
+                    let logged = Logged {
+                        entry: entry.clone()?,
+                        blobs: request.blobs,
+                        bytes: request.bytes,
+                    };
+                    Some((logged.entry.hash, logged))
+                }),
         );
         if self.recent >= RECENT_BLOBS
             && let Err(error) = self.checkpoint_of(&open).await
@@ -331,7 +342,7 @@ impl Writer {
             (request.pack.is_some() && !request.is_logged())
                 || request.changes.iter().any(|change| match change {
                     Change::Put(entry) | Change::Remove(entry) => {
-                        logged.contains_key(&entry.hash) || new(&entry.hash)
+                        self.behind || logged.contains_key(&entry.hash) || new(&entry.hash)
                     }
                     Change::Tag(..) | Change::Untag(_) | Change::Lost(_) => false,
                 })
@@ -355,30 +366,41 @@ impl Writer {
 
     /// Lets the index claim everything that is in the log.
     async fn flush_to(&mut self, open: &Open) -> Result<()> {
-        let logged: Vec<Arc<Entry>> = lock(&self.tables.logged).values().cloned().collect();
-        if logged.is_empty() {
+        let logged: Vec<Logged> = lock(&self.tables.logged).values().cloned().collect();
+        if logged.is_empty() && !self.behind {
             return Ok(());
         }
         self.log.sync().await?;
-        self.index_dirty = true;
-        let mut ops = Vec::new();
-        for entry in &logged {
-            ops.push(open.index.put_entry(entry)?);
+        let mut claimed = self.claimed;
+        for some in logged.chunks(ROWS) {
+            let mut ops = Vec::with_capacity(some.len() + 1);
+            for Logged {
+                entry,
+                blobs,
+                bytes,
+            } in some
+            {
+                ops.push(open.index.put_entry(entry)?);
+                claimed.add(*blobs, *bytes);
+            }
+            let rows = some.iter().map(|one| open.index.row_of(&one.entry.hash));
+            self.tables.know(rows);
+            ops.push(open.index.put_totals(&claimed)?);
+            self.index_dirty = true;
+            self.behind = true;
+            open.index.table().commit(ops).await?;
+            self.claimed = claimed;
+            let mut left = lock(&self.tables.logged);
+            for one in some {
+                left.remove(&one.entry.hash);
+            }
         }
-        let rows = logged.iter().map(|entry| open.index.row_of(&entry.hash));
-        self.tables.know(rows);
-        let mut packs = lock(&self.tables.packs).clone();
-        packs.claimed = self.log.end();
-        open.index.put_packs(&packs, &mut ops)?;
-        let totals = Totals {
-            erasable: self.claimed.erasable,
-            ..self.tables.totals()
+        let packs = Packs {
+            claimed: self.log.end(),
+            ..lock(&self.tables.packs).clone()
         };
-        ops.push(open.index.put_totals(&totals)?);
-        open.index.table().commit(ops).await?;
-        self.claimed = totals;
-        *lock(&self.tables.packs) = packs;
-        lock(&self.tables.logged).clear();
+        self.list(open, packs).await?;
+        self.behind = false;
         self.logged = 0;
         Ok(())
     }
@@ -601,8 +623,7 @@ impl Writer {
 
 /// Counts what a request changes.
 fn count(totals: &mut Totals, request: &Request) {
-    totals.blobs = totals.blobs.saturating_add_signed(request.blobs);
-    totals.bytes = totals.bytes.saturating_add_signed(request.bytes);
+    totals.add(request.blobs, request.bytes);
     totals.erasable |= request
         .changes
         .iter()

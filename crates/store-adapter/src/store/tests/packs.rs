@@ -242,3 +242,35 @@ async fn whoever_goes_away_leaves_nothing_in_doubt() {
     assert_holds(&store, 0..60).await;
     store.close().await.unwrap();
 }
+
+#[tokio::test]
+async fn what_was_claimed_in_part_and_deleted_does_not_come_back() {
+    for writes in 0.. {
+        let mut disk = Disk::default();
+        let store = open(&mut disk).await;
+        // So many that they are claimed in several steps.
+        let mut tags = Vec::new();
+        for index in 0..2500u32 {
+            let data = index.to_be_bytes();
+            tags.push(store.add_slice(data).temp_tag().await.unwrap());
+        }
+        let kept = tags[7].hash();
+        store.tags().set("keep", kept).await.unwrap();
+        disk.memory.die_after(writes);
+        let listed = store.list().hashes().await.is_ok();
+        drop((tags, store));
+        let store = open(&mut disk).await;
+        assert_eq!(store.usage().await.unwrap().blobs, 2500, "{writes}");
+        // Removed while the place in the log is still the old one.
+        store.gc().await.unwrap();
+        let crashed = open(&mut disk).await;
+        drop(store);
+        assert_eq!(crashed.usage().await.unwrap().blobs, 1, "{writes}");
+        assert_eq!(crashed.list().hashes().await.unwrap(), [kept]);
+        crashed.close().await.unwrap();
+        if listed {
+            assert!(writes > 3, "{writes}");
+            return;
+        }
+    }
+}
