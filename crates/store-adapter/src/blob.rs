@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -19,7 +19,7 @@ use tokio::sync::{Mutex, watch};
 
 use crate::{
     backend::SegmentFile,
-    core::SMALL,
+    core::{SMALL, lock},
     index::Entry,
     seal::{SEGMENT, segment_len},
     tree::{Page, PageId, Pair, place},
@@ -51,11 +51,41 @@ impl View {
     }
 }
 
+/// A view, and who wants to hear of its changes. Most blobs are never observed, and what that takes is larger than all the rest.
+#[derive(Debug, Default)]
+pub(crate) struct Watched {
+    view: std::sync::Mutex<View>,
+    observers: OnceLock<watch::Sender<()>>,
+}
+
+impl Watched {
+    pub(crate) fn get(&self) -> View {
+        lock(&self.view).clone()
+    }
+
+    pub(crate) fn set(&self, view: View) {
+        self.update(|old| *old = view);
+    }
+
+    pub(crate) fn update(&self, change: impl FnOnce(&mut View)) {
+        change(&mut lock(&self.view));
+        if let Some(observers) = self.observers.get() {
+            observers.send_replace(());
+        }
+    }
+
+    /// Hears of every change from now on.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
+        let observers = self.observers.get_or_init(|| watch::Sender::new(()));
+        observers.subscribe()
+    }
+}
+
 /// A blob that somebody does something with. All who do, share it.
 #[derive(Debug)]
 pub(crate) struct Blob {
     pub(crate) hash: Hash,
-    pub(crate) view: watch::Sender<View>,
+    pub(crate) view: Watched,
     /// Held by whoever changes the blob.
     pub(crate) work: Mutex<Work>,
     /// Set while what is written and what is known may differ: see [`Changing`].
@@ -66,7 +96,7 @@ impl Blob {
     pub(crate) fn new(hash: Hash) -> Self {
         Self {
             hash,
-            view: watch::Sender::new(View::default()),
+            view: Watched::default(),
             work: Mutex::default(),
             stale: AtomicBool::new(false),
         }
@@ -86,7 +116,7 @@ impl Blob {
     }
 
     pub(crate) fn view(&self) -> View {
-        self.view.borrow().clone()
+        self.view.get()
     }
 }
 

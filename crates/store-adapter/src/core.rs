@@ -136,13 +136,7 @@ impl Core {
             }
         };
         // Partial ones hold more than an index entry, so they are not kept.
-        if blob
-            .view
-            .borrow()
-            .entry
-            .as_ref()
-            .is_none_or(|entry| entry.complete)
-        {
+        if blob.view().entry.is_none_or(|entry| entry.complete) {
             blobs.kept.put(hash, blob.clone());
         }
         blob
@@ -217,7 +211,7 @@ impl Core {
                 view.entry = Some(entry);
                 if view.bitfield.total_bytes() != counted {
                     // The process ended between the bytes and the index.
-                    blob.view.send_replace(view);
+                    blob.view.set(view);
                     blob.refreshed();
                     if let Err(error) = self.write_down(blob, work).await {
                         // Tried again when more of it comes.
@@ -237,7 +231,7 @@ impl Core {
                 self.remove_file(&entry).await;
             }
         }
-        blob.view.send_replace(view.clone());
+        blob.view.set(view.clone());
         blob.refreshed();
         Ok(view)
     }
@@ -502,7 +496,7 @@ impl Core {
             };
             self.change(blob, request).await?;
             *work = Work::default();
-            blob.view.send_replace(View {
+            blob.view.set(View {
                 loaded: true,
                 ..View::default()
             });
@@ -521,7 +515,7 @@ impl Core {
                 .any(|(start, end)| (*start..*end).contains(group))
         });
         work.partial = Some(Partial::File(partial));
-        blob.view.send_replace(View {
+        blob.view.set(View {
             loaded: true,
             entry: Some(Arc::new(entry)),
             bitfield: left,
@@ -575,8 +569,7 @@ impl Core {
         }
         self.change(blob, request).await?;
         let entry = Arc::new(entry);
-        blob.view
-            .send_modify(|view| view.entry = Some(entry.clone()));
+        blob.view.update(|view| view.entry = Some(entry.clone()));
         if let Some(Partial::File(partial)) = &mut work.partial {
             for (page, content) in partial.pages.drain() {
                 self.keep_page(&entry, page, Arc::new(content));

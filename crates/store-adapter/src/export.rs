@@ -909,7 +909,6 @@ async fn export_file(
 
 /// Sends what is here of a blob, now and at every change, until nobody listens.
 pub(crate) async fn observe(core: &Core, blob: Arc<Blob>, tx: mpsc::Sender<Bitfield>) {
-    let bitfield = |view: &crate::blob::View| view.bitfield.clone();
     let mut changes = blob.view.subscribe();
     if blob.hash == Hash::EMPTY {
         if tx.send(Bitfield::complete(0)).await.is_ok() {
@@ -921,7 +920,8 @@ pub(crate) async fn observe(core: &Core, blob: Arc<Blob>, tx: mpsc::Sender<Bitfi
         tracing::debug!(%error, "a blob cannot be observed");
         return;
     }
-    let mut last = bitfield(&changes.borrow_and_update());
+    changes.mark_unchanged();
+    let mut last = blob.view().bitfield;
     if tx.send(last.clone()).await.is_err() {
         return;
     }
@@ -932,7 +932,7 @@ pub(crate) async fn observe(core: &Core, blob: Arc<Blob>, tx: mpsc::Sender<Bitfi
                 if changed.is_err() {
                     return;
                 }
-                let now = bitfield(&changes.borrow_and_update());
+                let now = blob.view().bitfield;
                 if now != last {
                     if tx.send(now.clone()).await.is_err() {
                         return;

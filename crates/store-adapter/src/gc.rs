@@ -350,7 +350,7 @@ async fn relocate(core: &Core, hash: Hash, dead: &[Id]) -> Result<()> {
     };
     let written = core.change(&blob, request).await?;
     if let Some(written) = written {
-        blob.view.send_modify(|view| view.entry = Some(written));
+        blob.view.update(|view| view.entry = Some(written));
     }
     Ok(())
 }

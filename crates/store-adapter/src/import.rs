@@ -268,7 +268,7 @@ async fn completed(
         counted: Some(entry.size),
         ..Work::default()
     };
-    blob.view.send_replace(View {
+    blob.view.set(View {
         loaded: true,
         bitfield: Bitfield::complete(entry.size),
         entry: Some(entry.clone()),
@@ -636,8 +636,7 @@ async fn take(
                 Place::File => Partial::File(FilePartial::new(core.create_file(&entry).await?)),
             });
             let entry = Arc::new(entry);
-            blob.view
-                .send_modify(|view| view.entry = Some(entry.clone()));
+            blob.view.update(|view| view.entry = Some(entry.clone()));
             core.do_not_keep(blob.hash);
             entry
         }
@@ -687,7 +686,7 @@ async fn take(
         let written = write_groups(partial.file.clone(), Segments::new(&entry.key())?, whole).await;
         if let Err(error) = written {
             // Parts of them were here already, and went into what could not be written.
-            blob.view.send_modify(|view| {
+            blob.view.update(|view| {
                 let mut ranges = view.bitfield.ranges.clone();
                 for group in groups {
                     ranges -= chunks_of_groups(group, group + 1);
@@ -699,7 +698,7 @@ async fn take(
     }
     let complete = bitfield.is_complete();
     if !complete {
-        blob.view.send_modify(|view| view.bitfield = bitfield);
+        blob.view.update(|view| view.bitfield = bitfield);
         return Ok(());
     }
     // Until it is put back or done with, nobody knows of it.
@@ -846,7 +845,7 @@ async fn forget(core: &Core, blob: &Blob, work: &mut Work) -> Result<()> {
         core.change(blob, request).await?;
     }
     *work = Work::default();
-    blob.view.send_replace(View {
+    blob.view.set(View {
         loaded: true,
         ..View::default()
     });

@@ -363,6 +363,88 @@ async fn a_new_key_changes_nothing_but_the_key() {
 }
 
 #[tokio::test]
+async fn a_new_key_that_cannot_be_saved_leaves_the_old_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |number: u8| {
+        let path = dir.path().join(number.to_string());
+        std::fs::write(&path, [number; 32]).unwrap();
+        Protection::KeyFile(path)
+    };
+    let with = |protection| StoreOptions::default().with_protection(protection);
+    let (old, new) = (file(1), file(2));
+    for writes in 0.. {
+        let memory = MemoryBackend::default().unguarded();
+        let store = VeilidStore::over_memory(memory.clone(), true, with(old.clone()))
+            .await
+            .unwrap();
+        let hash = store.add_slice(b"kept").await.unwrap().hash;
+        memory.fill_disk_after(writes);
+        let changed = store.rekey(new.clone()).await.is_ok();
+        memory.free_disk();
+        // Whatever became of it, the store goes on, and what comes in now is there under the key that it has.
+        let more = store.add_slice(b"more").await.unwrap().hash;
+        store.close().await.unwrap();
+        let (right, wrong) = if changed { (&new, &old) } else { (&old, &new) };
+        let memory = memory.restart();
+        let refused = VeilidStore::over_memory(memory.clone(), false, with(wrong.clone())).await;
+        assert!(
+            matches!(refused, Err(Error::WrongKey)),
+            "{writes}: {refused:?}"
+        );
+        let memory = memory.restart();
+        let store = VeilidStore::over_memory(memory, false, with(right.clone()))
+            .await
+            .unwrap();
+        assert_eq!(store.get_bytes(hash).await.unwrap(), "kept", "{writes}");
+        assert_eq!(store.get_bytes(more).await.unwrap(), "more", "{writes}");
+        store.close().await.unwrap();
+        if changed {
+            assert!(writes > 3, "{writes}");
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_index_that_is_gone_is_said_to_be_gone() {
+    let mut disk = Disk::default();
+    let store = open(&mut disk).await;
+    let tag = store.add_bytes(vec![1; 1 << 20]).temp_tag().await.unwrap();
+    store.add_slice(b"small").await.unwrap();
+    drop(tag);
+    store.close().await.unwrap();
+    let memory = disk.memory.restart();
+    let files = memory.list_files().unwrap().len();
+    let names = memory.table_names();
+    let index = names.iter().find(|name| name.contains("index")).unwrap();
+    memory.delete_table(index).await.unwrap();
+    for _ in 0..2 {
+        let memory = disk.memory.restart();
+        let lost = VeilidStore::over_memory(memory, false, StoreOptions::default()).await;
+        assert!(matches!(lost, Err(Error::IndexLost)), "{lost:?}");
+    }
+    assert_eq!(disk.memory.restart().list_files().unwrap().len(), files);
+}
+
+#[tokio::test]
+async fn a_file_that_looks_like_a_sequence_is_one_link() {
+    let mut disk = Disk::default();
+    let store = open(&mut disk).await;
+    // A collection of one level: its members are looked at as if they were shards.
+    let data: Vec<u8> = (0..640_000u32).map(|i| (i / 7) as u8).collect();
+    let tag = store.add_bytes(data.clone()).temp_tag().await.unwrap();
+    let file = tag.hash();
+    let root = collection(&store, vec![("file", file)]).await;
+    store.set_root("r", root.hash()).await.unwrap();
+    drop((tag, root));
+    assert_eq!(store.gc().await.unwrap().removed_blobs, 0);
+    assert_eq!(store.get_bytes(file).await.unwrap(), data);
+    store.remove_root("r").await.unwrap();
+    assert_eq!(store.gc().await.unwrap().removed_blobs, 3);
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn names_of_roots_are_bounded() {
     let mut disk = Disk::default();
     let store = open(&mut disk).await;

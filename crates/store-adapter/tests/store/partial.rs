@@ -31,6 +31,7 @@ on_each_backend!(
     observers_see_a_blob_grow_until_it_is_complete,
     an_observer_sees_an_import,
     a_lie_costs_only_itself,
+    a_lie_about_the_size_is_outlived,
     an_import_that_ends_early_keeps_what_came,
     a_partial_blob_becomes_complete_by_an_import_of_the_whole,
 );
@@ -262,6 +263,34 @@ async fn a_lie_costs_only_itself(store: VeilidStore) {
         import_ranges(&store, &data, &ChunkRanges::all()).await;
         assert_holds(&store, hash, &data).await;
     }
+}
+
+async fn a_lie_about_the_size_is_outlived(store: VeilidStore) {
+    // As far as both sizes give the same tree above what comes, nobody can tell.
+    for (seed, size, lie) in [
+        (0, 100_000, 99_000),
+        (1, 100_000, 110_000),
+        (2, 1_000_000, 1_030_000),
+        (3, ROW, ROW + GROUP / 2),
+        (4, ROW + GROUP / 2, ROW),
+    ] {
+        let data = noise(seed, size);
+        let first = ChunkRanges::chunks(0..16);
+        let (hash, bytes) = encoded(&data, &first).await;
+        let mut forged = bytes.to_vec();
+        forged[..8].copy_from_slice(&(lie as u64).to_le_bytes());
+        // Taken or not.
+        let _ = store.import_bao_bytes(hash, first.clone(), forged).await;
+        assert!(!bitfield(&store, hash).await.is_complete());
+        import_ranges(&store, &data, &first).await;
+        assert_exports(&store, &data, &first).await;
+        import_ranges(&store, &data, &ChunkRanges::all()).await;
+        assert_holds(&store, hash, &data).await;
+    }
+    let usage = store.usage().await.unwrap();
+    assert_eq!(usage.blobs, 5);
+    let sizes = 2 * 100_000 + 1_000_000 + ROW + ROW + GROUP / 2;
+    assert_eq!(usage.bytes, sizes as u64);
 }
 
 async fn an_import_that_ends_early_keeps_what_came(store: VeilidStore) {
