@@ -20,7 +20,7 @@ use crate::{
         Blob, Changing, FilePartial, Partial, SmallPartial, StoredState, View, Work,
         chunks_of_groups,
     },
-    index::{Change, Entry, Id, Index, Place, Tags, file_name},
+    index::{Change, Entry, Id, Index, Place, Tags, file_name, pack_name},
     seal::{self, Kind, sealed_size},
     tables::{PAGES, Request, Tables},
     tree::{self, Page, PageId, Pair},
@@ -268,7 +268,7 @@ impl Core {
         let Ok(state) = postcard::from_bytes::<StoredState>(&state) else {
             return Ok(None);
         };
-        let Some(file) = self.find_file(&entry.id).await? else {
+        let Some(file) = self.find_file(&entry.id, file_name).await? else {
             return Ok(None);
         };
         let mut partial = FilePartial::new(file);
@@ -277,11 +277,15 @@ impl Core {
     }
 
     /// The file of a blob or a pack, open.
-    pub(crate) async fn open_file(&self, id: &Id) -> Result<Arc<dyn SegmentFile>> {
+    pub(crate) async fn open_file(
+        &self,
+        id: &Id,
+        name: impl FnOnce(&Id) -> String,
+    ) -> Result<Arc<dyn SegmentFile>> {
         if let Some(file) = lock(&self.files).get(id) {
             return Ok(file.clone());
         }
-        let (backend, name) = (self.backend.clone(), file_name(id));
+        let (backend, name) = (self.backend.clone(), name(id));
         let file = blocking(move || backend.open_file(&name))
             .await?
             .map_err(segment_error)?;
@@ -290,8 +294,12 @@ impl Core {
     }
 
     /// The file of a blob or a pack, open; none if it is gone.
-    pub(crate) async fn find_file(&self, id: &Id) -> Result<Option<Arc<dyn SegmentFile>>> {
-        match self.open_file(id).await {
+    pub(crate) async fn find_file(
+        &self,
+        id: &Id,
+        name: impl FnOnce(&Id) -> String,
+    ) -> Result<Option<Arc<dyn SegmentFile>>> {
+        match self.open_file(id, name).await {
             Ok(file) => Ok(Some(file)),
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -310,7 +318,7 @@ impl Core {
         pack: &Id,
         offset: u64,
     ) -> Result<Option<Vec<u8>>> {
-        let Some(file) = self.find_file(pack).await? else {
+        let Some(file) = self.find_file(pack, pack_name).await? else {
             return Ok(None);
         };
         // A small blob's, so it fits.
@@ -416,7 +424,7 @@ impl Core {
     /// The groups of a blob with a file that the index claims and that are not there, as far as that shows without reading them.
     pub(crate) async fn missing(&self, entry: &Entry) -> Result<Vec<(u64, u64)>> {
         // Its bytes were synced before it was claimed.
-        if self.find_file(&entry.id).await?.is_none() {
+        if self.find_file(&entry.id, file_name).await?.is_none() {
             return Ok(vec![(0, u64::MAX)]);
         }
         let mut missing = Vec::new();
@@ -485,7 +493,7 @@ impl Core {
         }
         let left = Bitfield::new(ranges.clone(), now.size);
         let file = match now.place {
-            Place::File if left.total_bytes() > 0 => self.find_file(&now.id).await?,
+            Place::File if left.total_bytes() > 0 => self.find_file(&now.id, file_name).await?,
             _ => None,
         };
         let Some(file) = file else {

@@ -26,7 +26,7 @@ use crate::{
     backend::SegmentFile,
     blob::{Blob, Partial, chunks_of_groups},
     core::{Core, SMALL, blocking},
-    index::{Entry, Place},
+    index::{Entry, Place, file_name},
     seal::{self, Key, SEALED_SEGMENT, SEGMENT, Segments, sealed_len, sealed_offset, segment_len},
     tree::{self, Pair, halves, pair_of, parent_hash, tree_of},
 };
@@ -166,7 +166,7 @@ impl Core {
                 }
                 let file = match file {
                     Some(file) => file,
-                    None => match self.open_file(&entry.id).await {
+                    None => match self.open_file(&entry.id, file_name).await {
                         Ok(file) => file,
                         Err(Error::Io { source, .. })
                             if source.kind() == io::ErrorKind::NotFound =>

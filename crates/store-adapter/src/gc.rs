@@ -14,7 +14,7 @@ use crate::{
     actor::{self, with_tags},
     backend::Op,
     core::{Core, lock},
-    index::{Change, Entry, Id, Index, Place, SEALED_HEADER, file_name},
+    index::{Change, Entry, Id, Index, Place, SEALED_HEADER, pack_name},
     pins::Pins,
     seal::sealed_size,
     tables::{PAGES, Request},
@@ -280,7 +280,7 @@ async fn compact(core: &Core, entries: &[Entry]) -> Result<()> {
     let packs = core.tables.packs();
     let mut dead = Vec::new();
     for pack in &packs {
-        let bytes = files.get(&file_name(pack)).copied().unwrap_or(0);
+        let bytes = files.get(&pack_name(pack)).copied().unwrap_or(0);
         let alive = alive.get(pack).copied().unwrap_or(0);
         // A crash can end a pack early.
         let stunted = bytes < WORTHWHILE && packs.last() != Some(pack);
@@ -366,7 +366,7 @@ pub(crate) async fn remove_orphans(core: &Core) -> Result<()> {
         .await?
         .iter()
         .map(|id| data_encoding::HEXLOWER.encode(id))
-        .chain(core.tables.packs().iter().map(file_name))
+        .chain(core.tables.packs().iter().map(pack_name))
         .collect();
     let backend = core.backend.clone();
     crate::core::blocking(move || {

@@ -136,6 +136,7 @@ impl Entry {
     }
 }
 
+const PACK_SUFFIX: &str = ".pack";
 /// Hash, id, key and size.
 const HEADER: usize = 88;
 /// The sealed header of a record.
@@ -184,6 +185,20 @@ impl fmt::Debug for Entry {
             .field("complete", &self.complete)
             .finish_non_exhaustive()
     }
+}
+
+pub(crate) fn pack_name(id: &Id) -> String {
+    format!("{}{PACK_SUFFIX}", file_name(id))
+}
+
+/// The pack that a file is, if it is one.
+pub(crate) fn pack_of(name: &str) -> Option<Id> {
+    let id = name.strip_suffix(PACK_SUFFIX)?;
+    data_encoding::HEXLOWER
+        .decode(id.as_bytes())
+        .ok()?
+        .try_into()
+        .ok()
 }
 
 fn header_row(pack: &Id, offset: u64) -> [u8; 24] {

@@ -12,7 +12,7 @@ use crate::{
     Error, Result,
     backend::{Backend, SegmentFile},
     core::{SMALL, blocking, segment_error},
-    index::{Entry, Headers, Id, Packs, Place, SEALED_HEADER, file_name},
+    index::{Entry, Headers, Id, Packs, Place, SEALED_HEADER, pack_name},
     seal::{self, sealed_size},
     tables::{Open, Request},
 };
@@ -57,7 +57,7 @@ impl Log {
             let lens = disk.list_files()?.into_iter().collect();
             let (entries, found) = recover(&*disk, &headers, &listed, &lens)?;
             // Others were listed and not made before the end of the process.
-            let there = |pack: &Id| lens.contains_key(&file_name(pack));
+            let there = |pack: &Id| lens.contains_key(&pack_name(pack));
             let there = listed.list.into_iter().filter(there).collect();
             Ok::<_, io::Error>((entries, found, there))
         })
@@ -96,7 +96,7 @@ impl Log {
     /// Begins a pack, which has to be listed by the index already.
     pub(crate) async fn begin(&mut self, pack: Id) -> Result<()> {
         let backend = self.backend.clone();
-        let file = blocking(move || backend.create_file(&file_name(&pack)))
+        let file = blocking(move || backend.create_file(&pack_name(&pack)))
             .await?
             .map_err(segment_error)?;
         self.tail = Some(Tail {
@@ -218,7 +218,7 @@ fn recover(
     let mut entries = Vec::new();
     let mut last = None;
     for pack in packs.list.iter().skip(first) {
-        let name = file_name(pack);
+        let name = pack_name(pack);
         let start = std::mem::take(&mut from);
         let Some(len) = lens.get(&name).copied() else {
             continue;

@@ -14,7 +14,7 @@ use crate::{
     Error, Result,
     backend::{Backend, Op, Table},
     core::{blocking, lock, segment_error, signed},
-    index::{COLUMNS, Change, Entry, Id, Index, Packs, Totals, file_name},
+    index::{COLUMNS, Change, Entry, Id, Index, Packs, Totals, pack_of},
     log::Log,
     secret::StoreSecret,
     writer::{BATCH_REQUESTS, Message, Writer},
@@ -152,7 +152,7 @@ impl Tables {
         let counted = totals.is_some() && packs.is_some();
         let mut packs = match packs {
             Some(packs) => packs,
-            None => unlisted_packs(&backend, &index).await?,
+            None => unlisted_packs(&backend).await?,
         };
         let (log, found) = Log::open(backend.clone(), index.headers(), &mut packs).await?;
         let claimed = totals.unwrap_or_default();
@@ -336,26 +336,13 @@ pub(crate) fn index_name(prefix: &str, epoch: u64) -> String {
     format!("{prefix}_index_{epoch}")
 }
 
-/// What packs there may be, for when both lists of them are damaged.
-async fn unlisted_packs(backend: &Arc<dyn Backend>, index: &Index) -> Result<Packs> {
-    let blobs: HashSet<String> = index
-        .files()
-        .await?
-        .iter()
-        .filter_map(|id| Some(file_name(&<Id>::try_from(&id[..]).ok()?)))
-        .collect();
+/// What packs there are, for when both lists of them are damaged.
+async fn unlisted_packs(backend: &Arc<dyn Backend>) -> Result<Packs> {
     let backend = backend.clone();
     let files = blocking(move || backend.list_files())
         .await?
         .map_err(segment_error)?;
-    let mut list: Vec<Id> = files
-        .iter()
-        .filter(|(name, _)| !blobs.contains(name))
-        .filter_map(|(name, _)| {
-            let id = data_encoding::HEXLOWER.decode(name.as_bytes()).ok()?;
-            id.try_into().ok()
-        })
-        .collect();
+    let mut list: Vec<Id> = files.iter().filter_map(|(name, _)| pack_of(name)).collect();
     list.sort_unstable();
     Ok(Packs {
         list,

@@ -16,7 +16,7 @@ use crate::{
     Error, Result,
     backend::Op,
     core::{blocking, lock, segment_error},
-    index::{COLUMNS, Change, Entry, Id, Index, Packs, Totals, file_name},
+    index::{COLUMNS, Change, Entry, Id, Index, Packs, Totals, pack_name},
     log::Log,
     seal::{self, Key, random_key},
     secret::StoreSecret,
@@ -509,7 +509,7 @@ impl Writer {
         let backend = tables.backend.clone();
         blocking(move || {
             dead.iter()
-                .try_for_each(|pack| backend.remove_file(&file_name(pack)))
+                .try_for_each(|pack| backend.remove_file(&pack_name(pack)))
         })
         .await?
         .map_err(segment_error)

@@ -91,7 +91,8 @@ async fn files_are_copied_and_never_referenced(store: VeilidStore) {
             })
         };
         let refused = add(ImportMode::TryReference).temp_tag().await.unwrap_err();
-        assert!(refused.to_string().contains("import a copy"), "{refused}");
+        let refused = format!("{refused:?}");
+        assert!(refused.contains("import a copy"), "{refused}");
         assert!(!store.has(Hash::new(&data)).await.unwrap());
         let tag = add(ImportMode::Copy).temp_tag().await.unwrap();
         std::fs::write(&path, "something else").unwrap();

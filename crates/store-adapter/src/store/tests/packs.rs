@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    index::{Place, SEALED_HEADER, file_name},
+    index::{Place, SEALED_HEADER, pack_name},
     seal::sealed_size,
 };
 
@@ -42,7 +42,7 @@ async fn assert_holds(store: &VeilidStore, seeds: impl IntoIterator<Item = u8>) 
 
 fn pack(store: &VeilidStore) -> String {
     let packs = store.inner.core.tables.packs();
-    file_name(packs.last().unwrap())
+    pack_name(packs.last().unwrap())
 }
 
 /// Where a blob's record begins.
