@@ -343,8 +343,12 @@ async fn keys_are_protected_changed_and_taken_away() {
         .await
         .unwrap();
     let segments = ana.directory().join("blobs/segments");
-    let segment = std::fs::read_dir(segments).unwrap().next().unwrap();
-    let segment = segment.unwrap().path();
+    let segment = std::fs::read_dir(segments)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        // Not a pack, of small blobs.
+        .find(|path| path.extension().is_none())
+        .unwrap();
     let mut bytes = std::fs::read(&segment).unwrap();
     bytes[1000] ^= 1;
     std::fs::write(&segment, bytes).unwrap();
