@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -120,13 +120,33 @@ impl Blob {
     }
 }
 
-/// Lives while a change is being written. Whoever writes may be dropped meanwhile, and the change is made all the same: then
-/// what is known of the blob is read again by the next one.
-pub(crate) struct Changing<'a>(Option<&'a Blob>);
+/// Changes that were broken off: whoever wrote was dropped meanwhile, and the change is made all the same.
+#[derive(Debug, Default)]
+pub(crate) struct BrokenOff {
+    count: AtomicU64,
+    /// So many of them are written by now.
+    settled: AtomicU64,
+}
+
+impl BrokenOff {
+    /// How many there were, if some may still wait to be written.
+    pub(crate) fn waiting(&self) -> Option<u64> {
+        let count = self.count.load(Ordering::SeqCst);
+        (count > self.settled.load(Ordering::SeqCst)).then_some(count)
+    }
+
+    /// Everything was written that came before so many.
+    pub(crate) fn settled(&self, count: u64) {
+        self.settled.fetch_max(count, Ordering::SeqCst);
+    }
+}
+
+/// Lives while a change is being written. If it is broken off, what is known of the blob is read again by the next one.
+pub(crate) struct Changing<'a>(Option<(&'a Blob, &'a BrokenOff)>);
 
 impl<'a> Changing<'a> {
-    pub(crate) fn new(blob: &'a Blob) -> Self {
-        Self(Some(blob))
+    pub(crate) fn new(blob: &'a Blob, broken_off: &'a BrokenOff) -> Self {
+        Self(Some((blob, broken_off)))
     }
 
     /// The answer is there.
@@ -137,8 +157,10 @@ impl<'a> Changing<'a> {
 
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
-        if let Some(blob) = self.0 {
+        if let Some((blob, broken_off)) = self.0 {
             blob.doubt();
+            // The blob may not outlive this, and the next one of that name would know nothing.
+            broken_off.count.fetch_add(1, Ordering::SeqCst);
         }
     }
 }

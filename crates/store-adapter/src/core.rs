@@ -17,7 +17,7 @@ use crate::{
     Error, Result,
     backend::{Backend, Op, SegmentFile},
     blob::{
-        Blob, Changing, FilePartial, Partial, SmallPartial, StoredState, View, Work,
+        Blob, BrokenOff, Changing, FilePartial, Partial, SmallPartial, StoredState, View, Work,
         chunks_of_groups,
     },
     index::{Change, Entry, Id, Index, Place, Tags, file_name, pack_name},
@@ -45,6 +45,7 @@ pub(crate) struct Core {
     files: Mutex<LruCache<Id, Arc<dyn SegmentFile>>>,
     pages: Mutex<LruCache<(Id, PageId), Arc<Page>>>,
     pub(crate) ahead: Arc<Semaphore>,
+    pub(crate) broken_off: BrokenOff,
     /// Read when they are asked for first.
     pub(crate) tags: tokio::sync::Mutex<Option<Tags>>,
     /// What came in since the garbage collection began that is under way; none if there is none.
@@ -111,6 +112,7 @@ impl Core {
             files: Mutex::new(cache(KEPT_FILES)),
             pages: Mutex::new(cache(KEPT_PAGES)),
             ahead: Arc::new(Semaphore::new(AHEAD)),
+            broken_off: BrokenOff::default(),
             tags: tokio::sync::Mutex::default(),
             fresh: Mutex::default(),
             importing: Mutex::default(),
@@ -149,7 +151,7 @@ impl Core {
 
     /// Writes a change of a blob.
     pub(crate) async fn change(&self, blob: &Blob, request: Request) -> Result<Option<Arc<Entry>>> {
-        let changing = Changing::new(blob);
+        let changing = Changing::new(blob, &self.broken_off);
         let written = self.tables.write(request).await;
         changing.answered();
         written
@@ -188,9 +190,11 @@ impl Core {
             return Ok(view);
         }
         if blob.is_stale() {
-            // What was broken off may still wait to be written.
-            self.tables.settle().await?;
             *work = Work::default();
+        }
+        if let Some(count) = self.broken_off.waiting() {
+            self.tables.settle().await?;
+            self.broken_off.settled(count);
         }
         let entry = self.tables.entry(&blob.hash).await?;
         let mut view = View {

@@ -702,7 +702,7 @@ async fn take(
         return Ok(());
     }
     // Until it is put back or done with, nobody knows of it.
-    let changing = Changing::new(blob);
+    let changing = Changing::new(blob, &core.broken_off);
     let completed = complete_partial(core, blob, work, &entry, &bitfield).await;
     changing.answered();
     completed

@@ -23,7 +23,7 @@ use crate::{
 /// So many blobs that were not there were asked for when it is worthwhile to know which are.
 const MISSES: u32 = 256;
 /// With more blobs than that, the index is asked for each.
-const MOST_KNOWN: usize = 1_000_000;
+const MOST_KNOWN: usize = 200_000;
 
 pub(crate) const PAGES: u32 = 0;
 

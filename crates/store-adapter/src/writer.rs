@@ -474,8 +474,15 @@ impl Writer {
     async fn next_pack(&mut self, open: &Open) -> Result<()> {
         // From here on, only the last one may hold what is not on the disk itself.
         self.log.sync().await?;
-        let pack: Id = seal::random()?;
         let mut packs = lock(&self.tables.packs).clone();
+        let last = packs.list.last().copied();
+        if let Some(last) = last
+            && self.log.end().is_none_or(|(pack, _)| pack != last)
+        {
+            // It could not be made the last time.
+            return self.log.begin(last).await;
+        }
+        let pack: Id = seal::random()?;
         packs.list.push(pack);
         self.list(open, packs).await?;
         self.log.begin(pack).await
