@@ -50,6 +50,8 @@ pub(crate) trait SegmentFile: Send + Sync + fmt::Debug {
     }
     /// Survives the death of the process when it returns.
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+    /// Cuts the file off where it has been longer. Takes no space.
+    fn cut(&self, len: u64) -> io::Result<()>;
     /// What was written until now survives a power cut when it returns; the file's name is
     /// [`Backend::sync_files`]' affair.
     fn sync(&self) -> io::Result<()>;

@@ -20,7 +20,7 @@ use crate::{
         Blob, BrokenOff, Changing, FilePartial, Partial, SmallPartial, StoredState, View, Work,
         chunks_of_groups,
     },
-    index::{Change, Entry, Id, Index, Place, Tags, file_name, pack_name},
+    index::{Change, Entry, Id, Index, Place, Tags, file_name, pack_name, pack_of},
     seal::{self, Kind, sealed_size},
     tables::{PAGES, Request, Tables},
     tree::{self, Page, PageId, Pair},
@@ -290,10 +290,16 @@ impl Core {
             return Ok(file.clone());
         }
         let (backend, name) = (self.backend.clone(), name(id));
+        let is_pack = pack_of(&name).is_some();
         let file = blocking(move || backend.open_file(&name))
             .await?
             .map_err(segment_error)?;
-        lock(&self.files).put(*id, file.clone());
+        let mut files = lock(&self.files);
+        // Not of a pack that was removed since: its space would stay taken.
+        if !is_pack || self.tables.packs().contains(id) {
+            files.put(*id, file.clone());
+        }
+        drop(files);
         Ok(file)
     }
 

@@ -67,7 +67,7 @@ pub(crate) async fn collect(
     for root in roots {
         live.walk(store, root).await?;
     }
-    let scan = Scan::new(core).await?;
+    let scan = scan(core).await?;
     settle_lost(core, &live, &scan).await?;
     let before = core.tables.totals();
     let dead: Vec<Hash> = scan
@@ -113,7 +113,13 @@ impl Drop for Collecting<'_> {
     }
 }
 
-/// A look at the whole index.
+/// A look at the whole index, which claims all that is in the log by then.
+async fn scan(core: &Core) -> Result<Scan> {
+    core.tables.flush().await?;
+    Scan::new(core).await
+}
+
+/// What stands in the index.
 struct Scan {
     entries: Vec<Entry>,
     unreadable: Vec<Bytes>,
@@ -122,8 +128,6 @@ struct Scan {
 impl Scan {
     async fn new(core: &Core) -> Result<Self> {
         loop {
-            // What is only in the log belongs to it as well.
-            core.tables.flush().await?;
             let (epoch, rows) = {
                 let open = core.tables.read().await?;
                 (open.index.epoch, open.index.entry_rows().await?)
@@ -156,8 +160,15 @@ impl Scan {
 
 /// The hashes of all blobs in the index.
 pub(crate) async fn hashes(core: &Core) -> Result<Vec<Hash>> {
+    // In this order, so that none is missed that goes from here to there meanwhile. Nothing is written, so it works on a full disk.
+    let mut hashes: HashSet<Hash> = lock(&core.tables.logged)
+        .keys()
+        .copied()
+        .map(Hash::from_bytes)
+        .collect();
     let scan = Scan::new(core).await?;
-    Ok(scan.entries.iter().map(Entry::hash).collect())
+    hashes.extend(scan.entries.iter().map(Entry::hash));
+    Ok(hashes.into_iter().collect())
 }
 
 /// A sequence that was here and got damaged may be all that says what else is needed. Until it is here again, nothing is
@@ -188,7 +199,7 @@ async fn settle_lost(core: &Core, live: &Reached, scan: &Scan) -> Result<()> {
         let files = core.tables.read().await?.index.files().await?;
         let known: HashSet<Id> = scan.entries.iter().map(|entry| entry.id).collect();
         let importing = lock(&core.importing).clone();
-        let fresh = Scan::new(core).await?;
+        let fresh = self::scan(core).await?;
         let new: HashSet<Id> = fresh.entries.iter().map(|entry| entry.id).collect();
         let dead: Vec<Id> = files
             .iter()
@@ -234,7 +245,7 @@ async fn sweep(core: &Core) -> Result<()> {
     // In this order: an import that had written rows by then is either going on, or claims them by now.
     let importing = lock(&core.importing).clone();
     core.tables.settle().await?;
-    let claimed: HashSet<Id> = Scan::new(core)
+    let claimed: HashSet<Id> = scan(core)
         .await?
         .entries
         .iter()
@@ -306,7 +317,7 @@ async fn compact(core: &Core, entries: &[Entry]) -> Result<()> {
         .await;
     moved.into_iter().collect::<Result<()>>()?;
     // Blobs that came in since the scan went to a newer pack, except those that were written before it began.
-    let scan = Scan::new(core).await?;
+    let scan = scan(core).await?;
     let used: HashSet<Id> = scan
         .entries
         .iter()
@@ -316,6 +327,9 @@ async fn compact(core: &Core, entries: &[Entry]) -> Result<()> {
         })
         .collect();
     dead.retain(|pack| !used.contains(pack));
+    if dead.is_empty() {
+        return Ok(());
+    }
     tracing::info!(
         packs = dead.len(),
         "packs that were mostly dead were rewritten"
@@ -341,8 +355,8 @@ async fn relocate(core: &Core, hash: Hash, dead: &[Id]) -> Result<()> {
         return Ok(());
     }
     let Some(sealed) = core.packed(&entry, &pack, offset).await? else {
-        // Found missing when it is read next.
-        return Ok(());
+        drop(work);
+        return core.lose(&blob, &entry, &[(0, u64::MAX)]).await;
     };
     let request = Request {
         pack: Some(((*entry).clone(), sealed.into())),

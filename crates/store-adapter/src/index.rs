@@ -304,6 +304,12 @@ impl Index {
         self.row(hash)
     }
 
+    /// Whether the blob has a row, which may be damaged.
+    pub(crate) async fn has_row(&self, hash: &Hash) -> Result<bool> {
+        let row = self.row(hash.as_bytes());
+        Ok(self.table.load(ENTRIES, row).await?.is_some())
+    }
+
     /// Whether there is nothing at all, not even a count.
     pub(crate) async fn is_empty(&self) -> Result<bool> {
         for column in [META, ENTRIES, TAGS, TAGS_AGAIN] {

@@ -21,6 +21,8 @@ use crate::{
 pub(crate) const PACK_BYTES: u64 = 128 * 1024 * 1024;
 /// After so much, what was written is pushed to the disk while more comes in.
 const PUSH_BYTES: u64 = 16 * 1024 * 1024;
+/// What is read alone where the disk fails.
+const PIECE: usize = 4096;
 /// How much of a pack is read at once.
 const WINDOW: usize = 1024 * 1024;
 
@@ -32,6 +34,8 @@ pub(crate) struct Log {
     /// Everything that is there ends here.
     end: Option<(Id, u64)>,
     pushing: Option<JoinHandle<io::Result<()>>>,
+    /// Whether the system has failed to bring something to the disk. It says so once, and takes it for written from then on.
+    unsure: bool,
 }
 
 #[derive(Debug)]
@@ -68,17 +72,16 @@ impl Log {
             backend,
             end: found.as_ref().map(|found| (found.pack, found.end)),
             // After something that is no record, nothing is appended: it could hide what follows.
-            tail: found
-                .filter(|found| found.end == found.len)
-                .map(|found| Tail {
-                    pack: found.pack,
-                    file: found.file,
-                    end: found.end,
-                    pushed: found.end,
-                    synced: found.end,
-                    named: true,
-                }),
+            tail: found.filter(|found| found.is_whole).map(|found| Tail {
+                pack: found.pack,
+                file: found.file,
+                end: found.end,
+                pushed: found.end,
+                synced: found.end,
+                named: true,
+            }),
             pushing: None,
+            unsure: false,
         };
         Ok((log, entries))
     }
@@ -142,10 +145,22 @@ impl Log {
             entries.push(Some(Arc::new(entry)));
         }
         let (file, end) = (tail.file.clone(), tail.end);
-        // If it fails, the next one goes to the same place.
-        blocking(move || file.write_all_at(&records, end))
-            .await?
-            .map_err(segment_error)?;
+        let written = blocking(move || {
+            file.write_all_at(&records, end).map_err(|error| {
+                // A record that was written before it failed would be found later.
+                let cut = file.cut(end).is_ok();
+                (error, cut)
+            })
+        });
+        match written.await? {
+            Ok(()) => {}
+            Err((error, true)) => return Err(segment_error(error)),
+            Err((error, false)) => {
+                self.end = Some((tail.pack, tail.end + len as u64));
+                self.tail = None;
+                return Err(segment_error(error));
+            }
+        }
         tail.end += len as u64;
         self.end = Some((tail.pack, tail.end));
         if tail.end - tail.pushed >= PUSH_BYTES
@@ -154,26 +169,23 @@ impl Log {
             let file = tail.file.clone();
             let end = tail.end;
             tail.pushed = end;
-            self.pushed().await?;
+            self.pushed().await;
             self.pushing = Some(tokio::task::spawn_blocking(move || file.sync()));
         }
         Ok(entries)
     }
 
-    async fn pushed(&mut self) -> Result<()> {
-        match self.pushing.take() {
-            Some(pushing) => pushing
-                .await
-                .map_err(|_| Error::Closed)?
-                .map_err(segment_error),
-            None => Ok(()),
+    async fn pushed(&mut self) {
+        if let Some(pushing) = self.pushing.take()
+            && !matches!(pushing.await, Ok(Ok(())))
+        {
+            self.unsure = true;
         }
     }
 
     /// Brings everything that was written to the disk itself.
     pub(crate) async fn sync(&mut self) -> Result<()> {
-        // An error is told once by the system, so it is not to be lost.
-        self.pushed().await?;
+        self.pushed().await;
         let Some(tail) = &mut self.tail else {
             return Ok(());
         };
@@ -181,12 +193,19 @@ impl Log {
             return Ok(());
         }
         let (file, backend, named) = (tail.file.clone(), self.backend.clone(), tail.named);
+        let again = self.unsure.then_some((tail.synced, tail.end));
+        // Until it has succeeded.
+        self.unsure = true;
         blocking(move || {
+            if let Some((from, to)) = again {
+                write_again(&*file, from, to)?;
+            }
             file.sync()?;
             if named { Ok(()) } else { backend.sync_files() }
         })
         .await?
         .map_err(segment_error)?;
+        self.unsure = false;
         tail.named = true;
         tail.synced = tail.end;
         tail.pushed = tail.end;
@@ -194,13 +213,27 @@ impl Log {
     }
 }
 
+/// Writes what is there once more, so that the system brings it to the disk once more.
+fn write_again(file: &dyn SegmentFile, from: u64, to: u64) -> io::Result<()> {
+    let mut at = from;
+    while at < to {
+        // At most a window.
+        let mut bytes = vec![0; (to - at).min(WINDOW as u64) as usize];
+        file.read_exact_at(&mut bytes, at)?;
+        file.write_all_at(&bytes, at)?;
+        at += bytes.len() as u64;
+    }
+    Ok(())
+}
+
 /// The last pack.
 struct Found {
     pack: Id,
     file: Arc<dyn SegmentFile>,
-    /// Where its records end, and its bytes.
+    /// Where its records end.
     end: u64,
-    len: u64,
+    /// Whether its bytes end there as well, and could all be read.
+    is_whole: bool,
 }
 
 /// Reads what comes after the place up to which the index has claimed everything.
@@ -210,28 +243,40 @@ fn recover(
     packs: &Packs,
     lens: &HashMap<String, u64>,
 ) -> io::Result<(Vec<Entry>, Option<Found>)> {
-    let claimed = packs.claimed.and_then(|(pack, offset)| {
-        let at = packs.list.iter().position(|other| *other == pack)?;
-        Some((at, offset))
-    });
-    let (first, mut from) = claimed.unwrap_or((0, 0));
+    let len = |pack: &Id| lens.get(&pack_name(pack)).copied();
+    let there = packs.list.iter().filter(|pack| len(pack).is_some());
+    let there: Vec<Id> = there.copied().collect();
+    let (first, mut from) = match packs.claimed {
+        // It is not known what was claimed, so all of it is read.
+        None => (0, 0),
+        Some((pack, offset)) => match there.iter().position(|other| *other == pack) {
+            Some(at) => (at, offset),
+            // What the index claims ends in a pack that is gone. Older ones are all claimed, and what was deleted in them must not
+            // come back; newer ones are not.
+            None => {
+                let listed = packs.list.iter().position(|other| *other == pack);
+                let newer = listed.map_or(&[][..], |at| &packs.list[at..]);
+                let at = there.iter().position(|other| newer.contains(other));
+                (at.unwrap_or(there.len()), 0)
+            }
+        },
+    };
     let mut entries = Vec::new();
     let mut last = None;
-    for pack in packs.list.iter().skip(first) {
-        let name = pack_name(pack);
-        let start = std::mem::take(&mut from);
-        let Some(len) = lens.get(&name).copied() else {
-            continue;
-        };
-        let file = backend.open_file(&name)?;
+    for pack in &there[first..] {
+        let len = len(pack).unwrap_or(0);
+        let file = backend.open_file(&pack_name(pack))?;
         let mut reader = Reader {
             file: &*file,
             len,
             window: Vec::new(),
             start: 0,
+            is_whole: true,
         };
         let known = entries.len();
+        let start = std::mem::take(&mut from);
         let end = scan(&mut reader, headers, *pack, start, &mut entries)?;
+        let is_whole = reader.is_whole && end == len;
         if entries.len() > known {
             file.sync()?;
         }
@@ -239,7 +284,15 @@ fn recover(
             pack: *pack,
             file,
             end,
-            len,
+            is_whole,
+        });
+    }
+    if let (None, Some(pack)) = (&last, there.last()) {
+        last = Some(Found {
+            pack: *pack,
+            file: backend.open_file(&pack_name(pack))?,
+            end: len(pack).unwrap_or(0),
+            is_whole: false,
         });
     }
     backend.sync_files()?;
@@ -290,6 +343,8 @@ struct Reader<'a> {
     len: u64,
     window: Vec<u8>,
     start: u64,
+    /// Whether the disk gave everything.
+    is_whole: bool,
 }
 
 impl Reader<'_> {
@@ -302,8 +357,16 @@ impl Reader<'_> {
             let read = (self.len - at).min(WINDOW.max(len) as u64);
             // At most a window or a record.
             self.window.resize(read as usize, 0);
-            self.file.read_exact_at(&mut self.window, at)?;
             self.start = at;
+            if self.file.read_exact_at(&mut self.window, at).is_err() {
+                // What cannot be read costs what lies in it, and nothing else.
+                self.is_whole = false;
+                for (piece, at) in self.window.chunks_mut(PIECE).zip((at..).step_by(PIECE)) {
+                    if self.file.read_exact_at(piece, at).is_err() {
+                        piece.fill(0);
+                    }
+                }
+            }
         }
         // Inside the window.
         let from = (at - self.start) as usize;

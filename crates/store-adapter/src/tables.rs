@@ -161,9 +161,11 @@ impl Tables {
         for entry in found {
             // If the index has it in another place, that one is as good.
             if index.entry(&entry.hash()).await?.is_none() {
+                // A damaged row is counted.
+                let new = !index.has_row(&entry.hash()).await?;
                 let found = Logged {
-                    blobs: 1,
-                    bytes: signed(entry.size),
+                    blobs: i64::from(new),
+                    bytes: if new { signed(entry.size) } else { 0 },
                     entry: Arc::new(entry),
                 };
                 let counted = found.clone();

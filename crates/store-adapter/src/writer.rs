@@ -69,6 +69,8 @@ pub(crate) struct Writer {
     /// Whether the index claims blobs beyond the place in the log that it names. They would be found in the log again, and passed
     /// over only as long as the index has them.
     behind: bool,
+    /// Packs that are in no list any more, and whose files are still there.
+    dead: Vec<Id>,
     /// Set when nobody can tell any more which key the next start will find; nothing is written after that.
     broken: Option<Error>,
     /// New large blobs since the last checkpoint.
@@ -88,6 +90,7 @@ impl Writer {
             claimed,
             logged: 0,
             behind,
+            dead: Vec::new(),
             broken: None,
             recent: 0,
             // The last process may have left something.
@@ -237,6 +240,10 @@ impl Writer {
         if bytes > 0 && self.log.is_full() {
             self.next_pack(&open).await?;
         }
+        // If anything fails from here on, there may be records that nobody was told of; then the next change of the index claims
+        // everything up to their end.
+        let behind = self.behind;
+        self.behind |= bytes > 0;
         let entries = self.log.append(&open, requests).await?;
         self.logged += bytes;
         let pages: Vec<Op> = requests
@@ -277,11 +284,6 @@ impl Writer {
             ops.extend(request.index.iter().cloned());
             self.recent += request.changes.len();
         }
-        let mut packs = lock(&tables.packs).clone();
-        if wholly {
-            packs.claimed = self.log.end();
-            open.index.put_packs(&packs, &mut ops)?;
-        }
         if claimed != self.claimed {
             ops.push(open.index.put_totals(&claimed)?);
         }
@@ -289,24 +291,29 @@ impl Writer {
             self.index_dirty = true;
             open.index.table().commit(ops).await?;
         }
-        if wholly {
-            *lock(&tables.packs) = packs;
+        if !wholly {
+            self.behind = behind;
         }
         self.claimed = claimed;
         *lock(&tables.totals) = totals;
         let logged = requests.iter().zip(&entries);
-        lock(&tables.logged).extend(
-            logged
-                .filter(|(request, _)| !is_claimed(request))
-                .filter_map(|(request, entry)| {
-                    let logged = Logged {
-                        entry: entry.clone()?,
-                        blobs: request.blobs,
-                        bytes: request.bytes,
-                    };
-                    Some((logged.entry.hash, logged))
-                }),
-        );
+        {
+            let mut all = lock(&tables.logged);
+            for (request, entry) in logged.filter(|(request, _)| !is_claimed(request)) {
+                let Some(entry) = entry else {
+                    continue;
+                };
+                // One that moves before the index claims it is still new.
+                let before = all.get(&entry.hash).map(|old| (old.blobs, old.bytes));
+                let (blobs, bytes) = before.unwrap_or_default();
+                let new = Logged {
+                    entry: entry.clone(),
+                    blobs: blobs + request.blobs,
+                    bytes: bytes + request.bytes,
+                };
+                all.insert(entry.hash, new);
+            }
+        }
         if self.recent >= RECENT_BLOBS
             && let Err(error) = self.checkpoint_of(&open).await
         {
@@ -474,18 +481,16 @@ impl Writer {
     async fn next_pack(&mut self, open: &Open) -> Result<()> {
         // From here on, only the last one may hold what is not on the disk itself.
         self.log.sync().await?;
-        let mut packs = lock(&self.tables.packs).clone();
-        let last = packs.list.last().copied();
-        if let Some(last) = last
-            && self.log.end().is_none_or(|(pack, _)| pack != last)
-        {
-            // It could not be made the last time.
-            return self.log.begin(last).await;
-        }
         let pack: Id = seal::random()?;
+        let mut packs = lock(&self.tables.packs).clone();
         packs.list.push(pack);
         self.list(open, packs).await?;
-        self.log.begin(pack).await
+        let begun = self.log.begin(pack).await;
+        if begun.is_err() {
+            // The last one is still that which is written to.
+            lock(&self.tables.packs).list.retain(|other| *other != pack);
+        }
+        begun
     }
 
     async fn list(&mut self, open: &Open, packs: Packs) -> Result<()> {
@@ -508,18 +513,26 @@ impl Writer {
         let tables = self.tables.clone();
         let open = tables.read().await?;
         let mut packs = lock(&tables.packs).clone();
-        packs.list.retain(|pack| !dead.contains(pack));
+        // Never the one that is written to.
+        self.dead
+            .extend(dead.iter().filter(|pack| packs.list.last() != Some(pack)));
+        packs.list.retain(|pack| !self.dead.contains(pack));
         packs.claimed = self.log.end();
+        // What is claimed ends there, so it has to be there.
+        self.log.sync().await?;
         self.list(&open, packs).await?;
         // What was moved, and the index that says where to, have to be on the disk itself.
         self.checkpoint_of(&open).await?;
         let backend = tables.backend.clone();
+        let dead = self.dead.clone();
         blocking(move || {
             dead.iter()
                 .try_for_each(|pack| backend.remove_file(&pack_name(pack)))
         })
         .await?
-        .map_err(segment_error)
+        .map_err(segment_error)?;
+        self.dead.clear();
+        Ok(())
     }
 
     async fn rotate(&mut self) -> Result<()> {
@@ -576,6 +589,9 @@ impl Writer {
             let mut guard = tables.open.write().await;
             let open = guard.as_mut().ok_or(Error::Closed)?;
             tables.know_nothing();
+            // As the new index says.
+            lock(&tables.packs).claimed = self.log.end();
+            self.behind = false;
             std::mem::replace(&mut open.index, index)
         };
         self.claimed.erasable = false;

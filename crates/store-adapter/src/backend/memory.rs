@@ -411,6 +411,15 @@ impl SegmentFile for MemoryFile {
         }
     }
 
+    fn cut(&self, len: u64) -> io::Result<()> {
+        self.process.read()?;
+        let mut state = lock(&self.data.state);
+        // As far as it goes, that is all of it.
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        state.data.truncate(len);
+        Ok(())
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.process.write().or_else(not_full)?;
         if self.keeps_durable {

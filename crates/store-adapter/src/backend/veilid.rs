@@ -419,6 +419,10 @@ impl SegmentFile for VeilidFile {
         Ok(true)
     }
 
+    fn cut(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }

@@ -257,7 +257,7 @@ async fn what_was_claimed_in_part_and_deleted_does_not_come_back() {
         let kept = tags[7].hash();
         store.tags().set("keep", kept).await.unwrap();
         disk.memory.die_after(writes);
-        let listed = store.list().hashes().await.is_ok();
+        let listed = store.inner.core.tables.flush().await.is_ok();
         drop((tags, store));
         let store = open(&mut disk).await;
         assert_eq!(store.usage().await.unwrap().blobs, 2500, "{writes}");
@@ -273,4 +273,75 @@ async fn what_was_claimed_in_part_and_deleted_does_not_come_back() {
             return;
         }
     }
+}
+
+#[tokio::test]
+async fn what_a_full_disk_left_in_the_log_does_not_come_back() {
+    for closed in [true, false] {
+        for writes in 0.. {
+            let mut disk = Disk::default();
+            let store = open(&mut disk).await;
+            let tags = add_all(&store, 0..80).await;
+            for seed in 60..80 {
+                store.tags().set([seed], hash(seed)).await.unwrap();
+            }
+            drop(tags);
+            disk.memory.fill_disk_after(writes);
+            // Moves those that are left.
+            let collected = store.gc().await.is_ok();
+            let more = store.add_bytes(content(90)).temp_tag().await;
+            disk.memory.free_disk();
+            drop(more);
+            for seed in 60..80 {
+                assert_eq!(store.get_bytes(hash(seed)).await.unwrap(), content(seed));
+            }
+            store.tags().delete_all().await.unwrap();
+            store.gc().await.unwrap();
+            assert_holds(&store, []).await;
+            let tags = add_all(&store, 95..99).await;
+            if closed {
+                store.close().await.unwrap();
+            }
+            let store = open(&mut disk).await;
+            drop(tags);
+            assert_holds(&store, 95..99).await;
+            store.close().await.unwrap();
+            if collected {
+                assert!(writes > 3, "{writes}");
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_pack_that_is_gone_takes_its_own_blobs_alone() {
+    let mut disk = Disk::default();
+    let store = open(&mut disk).await;
+    let tags = add_all(&store, 0..4).await;
+    store.tags().set("keep", hash(1)).await.unwrap();
+    store.tags().set("gone", hash(5)).await.unwrap();
+    store.inner.core.tables.new_pack().await.unwrap();
+    let more = add_all(&store, 4..6).await;
+    let name = pack(&store);
+    drop((tags, more));
+    // Too little to be worth a pack of its own, so it would be moved; deleted by hand then.
+    for seed in [0, 2, 3, 4] {
+        let deleted = crate::actor::remove(&store.inner.core, vec![hash(seed)], true).await;
+        assert_eq!(deleted.unwrap(), [hash(seed)]);
+    }
+    store.close().await.unwrap();
+    disk.memory.restart().remove_file(&name).unwrap();
+    for _ in 0..2 {
+        let store = open(&mut disk).await;
+        assert_eq!(store.get_bytes(hash(1)).await.unwrap(), content(1));
+        assert!(store.get_bytes(hash(5)).await.is_err());
+        let tag = store.add_bytes(content(7)).temp_tag().await.unwrap();
+        assert_holds(&store, [1, 7]).await;
+        store.tags().set("seven", hash(7)).await.unwrap();
+        drop(tag);
+    }
+    let store = open(&mut disk).await;
+    assert_holds(&store, [1, 7]).await;
+    store.close().await.unwrap();
 }
