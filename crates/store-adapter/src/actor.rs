@@ -16,8 +16,8 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Error, Result, core::Core, export, gc, import, index::Change, index::Tags, pins::Pinning,
-    pins::Pins, tables::Request as Write,
+    Error, Result, bao, core::Core, export, gc, import, index::Change, index::Tags, pieces,
+    pins::Pinning, pins::Pins, tables::Request as Write,
 };
 
 /// Commands that wait for the actor.
@@ -117,13 +117,13 @@ impl Actor {
             Command::ImportBao(c) => {
                 let blob = core.blob(c.inner.hash);
                 self.spawn(async move {
-                    import::import_bao(&core, &blob, c.inner.size.get(), c.rx, c.tx).await;
+                    pieces::import_bao(&core, &blob, c.inner.size.get(), c.rx, c.tx).await;
                 });
             }
             Command::ExportBao(c) => {
                 let blob = core.blob(c.inner.hash);
                 self.spawn(async move {
-                    export::export_bao(&core, blob, c.inner.ranges, c.tx).await;
+                    bao::export_bao(&core, blob, c.inner.ranges, c.tx).await;
                 });
             }
             Command::ExportRanges(c) => {
@@ -264,7 +264,7 @@ async fn list(core: &Core, tx: &irpc::channel::mpsc::Sender<api::Result<Hash>>) 
 pub(crate) async fn remove(core: &Core, hashes: Vec<Hash>, force: bool) -> Result<Vec<Hash>> {
     let results: Vec<Result<Option<Hash>>> = futures::stream::iter(hashes)
         .map(|hash| async move {
-            let removed = import::remove(core, &core.blob(hash), !force).await?;
+            let removed = pieces::remove(core, &core.blob(hash), !force).await?;
             Ok(removed.then_some(hash))
         })
         .buffer_unordered(REMOVING)

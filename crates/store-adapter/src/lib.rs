@@ -4,6 +4,7 @@
 
 mod actor;
 mod backend;
+mod bao;
 mod blob;
 mod core;
 mod error;
@@ -11,11 +12,14 @@ mod export;
 mod gc;
 mod import;
 mod index;
+mod large;
 mod log;
+mod pieces;
 mod pins;
 mod seal;
 mod secret;
 mod secrets;
+mod source;
 mod store;
 mod tables;
 #[cfg(test)]

@@ -22,8 +22,9 @@ use crate::{
     Error, GcReport, Protection, Result, Secrets,
     actor::{self, Lock},
     backend::{Backend, memory::MemoryBackend, veilid::VeilidBackend},
+    bao,
     core::{Core, blocking, lock, segment_error},
-    export, gc,
+    gc,
     pins::Pins,
     seal,
     secret::StoreSecret,
@@ -482,7 +483,7 @@ impl VeilidStore {
         let mut report = VerifyReport::default();
         for hash in &hashes {
             self.check_open()?;
-            let (bytes, damaged) = export::verify(&self.inner.core, *hash).await?;
+            let (bytes, damaged) = bao::verify(&self.inner.core, *hash).await?;
             report.blobs += 1;
             report.bytes += bytes;
             if damaged {
