@@ -255,7 +255,7 @@ impl Writer {
             open.pages.commit(pages).await?;
         }
         // The claim.
-        let wholly = self.is_wholly(requests);
+        let wholly = self.is_wholly(requests, behind);
         if wholly {
             // What was in the log before comes first; and nothing is claimed that is not on the disk itself.
             self.flush_to(&open).await?;
@@ -339,7 +339,7 @@ impl Writer {
 
     /// Whether the index has to claim all that is in the log together with these: one of them changes what is only there, or is a
     /// small blob that takes the place of something.
-    fn is_wholly(&self, requests: &[Request]) -> bool {
+    fn is_wholly(&self, requests: &[Request], behind: bool) -> bool {
         let logged = lock(&self.tables.logged);
         let new = |hash: &[u8; 32]| {
             let mut packed = requests.iter().filter_map(|request| request.pack.as_ref());
@@ -349,7 +349,7 @@ impl Writer {
             (request.pack.is_some() && !request.is_logged())
                 || request.changes.iter().any(|change| match change {
                     Change::Put(entry) | Change::Remove(entry) => {
-                        self.behind || logged.contains_key(&entry.hash) || new(&entry.hash)
+                        behind || logged.contains_key(&entry.hash) || new(&entry.hash)
                     }
                     Change::Tag(..) | Change::Untag(_) | Change::Lost(_) => false,
                 })
