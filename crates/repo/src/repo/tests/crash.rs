@@ -145,8 +145,12 @@ async fn damage_on_disk_is_an_error_and_never_other_bytes() {
     let (repo, _) = Repo::create(&device.ctx, &group(), "r").await.unwrap();
     put(&repo, "f", &data(500_000, 1)).await;
     // The only blob that is large enough for a file.
-    let mut files = std::fs::read_dir(device.ctx.store.dir().join("segments")).unwrap();
-    let file = files.next().unwrap().unwrap().path();
+    let mut files = std::fs::read_dir(device.ctx.store.dir().join("segments"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        // Not a pack, of small blobs.
+        .filter(|path| path.extension().is_none());
+    let file = files.next().unwrap();
     assert!(files.next().is_none());
     let mut bytes = std::fs::read(&file).unwrap();
     bytes[300_000] ^= 1;
