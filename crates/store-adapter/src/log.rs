@@ -47,6 +47,8 @@ struct Tail {
     synced: u64,
     /// Whether the file's name is on the disk itself.
     named: bool,
+    /// Whether there may be something after the end that could not be taken away.
+    is_over: bool,
 }
 
 impl Log {
@@ -79,6 +81,7 @@ impl Log {
                 pushed: found.end,
                 synced: found.end,
                 named: true,
+                is_over: false,
             }),
             pushing: None,
             unsure: false,
@@ -93,7 +96,9 @@ impl Log {
 
     /// Whether the next blob needs a new pack.
     pub(crate) fn is_full(&self) -> bool {
-        self.tail.as_ref().is_none_or(|tail| tail.end >= PACK_BYTES)
+        self.tail
+            .as_ref()
+            .is_none_or(|tail| tail.is_over || tail.end >= PACK_BYTES)
     }
 
     /// Begins a pack, which has to be listed by the index already.
@@ -109,6 +114,7 @@ impl Log {
             pushed: 0,
             synced: 0,
             named: false,
+            is_over: false,
         });
         self.end = Some((pack, 0));
         Ok(())
@@ -157,7 +163,8 @@ impl Log {
             Err((error, true)) => return Err(segment_error(error)),
             Err((error, false)) => {
                 self.end = Some((tail.pack, tail.end + len as u64));
-                self.tail = None;
+                // What was written before is still to be brought to the disk, so the pack stays until the next one begins.
+                tail.is_over = true;
                 return Err(segment_error(error));
             }
         }
