@@ -16,8 +16,8 @@ pub struct Limits {
     pub sessions: usize,
     /// Streams open at once in one session. Default 1,024.
     pub streams_per_session: usize,
-    /// Bytes held for one stream in each direction: written and not acknowledged, received and not read. Default 2 MiB,
-    /// room for 32 replies on their way and as many on the way to be acknowledged.
+    /// Bytes held for one stream in each direction: written and not acknowledged, received and not read. Default 4 MiB,
+    /// as much as can be in flight.
     pub buffered_bytes_per_stream: usize,
     /// Bytes held for one session in each direction before its streams get small windows (32 KiB each). Default 32 MiB.
     pub buffered_bytes_per_session: usize,
@@ -29,7 +29,7 @@ pub struct Limits {
     pub unproved_per_second: u32,
     /// Bytes of a call and of a reply, at most [`MAX_MESSAGE`] (the default), at least 1,024.
     pub max_message: usize,
-    /// Calls that a session has in flight, at most. Default 32.
+    /// Calls that a session has in flight, at most. Within that, it follows what the route carries. Default 128.
     pub calls_in_flight: usize,
     /// Replies that wait for data at once on this node. Each occupies one of Veilid's RPC workers. Default 4.
     pub held_replies: usize,
@@ -56,13 +56,13 @@ impl Default for Limits {
         Limits {
             sessions: 256,
             streams_per_session: 1_024,
-            buffered_bytes_per_stream: 2 << 20,
+            buffered_bytes_per_stream: 4 << 20,
             buffered_bytes_per_session: 32 << 20,
             buffered_bytes: 128 << 20,
             opens_per_second: 2_000,
             unproved_per_second: 200,
             max_message: MAX_MESSAGE,
-            calls_in_flight: 32,
+            calls_in_flight: 128,
             held_replies: 4,
             hold: Duration::from_millis(500),
             idle_session: Duration::from_secs(120),

@@ -14,10 +14,13 @@ use crate::{Error, Limits, Psk, SessionId};
 mod ends;
 mod outcome;
 mod pace;
-use pace::Pace;
+mod size;
+use pace::{Pace, Trip};
 
 /// Calls that were given up but may still be answered, before the oldest are forgotten.
-const MAX_LATE: usize = 128;
+const MAX_LATE: usize = 512;
+/// Calls in flight whose replies may wait for data: one to hear of news at once, one for the time in which that is on its way.
+const HOLDING: usize = 2;
 /// Ranges of lost calls named in one call.
 const MAX_LOST_RANGES: usize = 64;
 /// Answers of one byte in a row, before the other side counts as refusing us.
@@ -73,9 +76,13 @@ struct Call {
     session: SessionId,
     keys: Keys,
     cargo: Cargo,
-    reply_max: u64,
-    /// It was rather full.
-    full: bool,
+    /// The call itself.
+    len: usize,
+    /// How long the reply may wait for data.
+    hold: Duration,
+    /// Later calls were answered, so that the timer is shorter.
+    overtaken: bool,
+    trip: Trip,
 }
 
 /// What a call carried that has to arrive.
@@ -118,7 +125,6 @@ pub(crate) struct ClientCore {
     /// Calls below were made under an earlier session id.
     first_number: u64,
     calls: BTreeMap<u64, Call>,
-    in_flight: usize,
     /// Lost calls to be named, and those of which the other side may not have heard.
     lost_pending: RangeSet,
     lost_unconfirmed: RangeSet,
@@ -126,6 +132,10 @@ pub(crate) struct ClientCore {
     next_nonce: u64,
     rtt: Rtt,
     pace: Pace,
+    /// How much longer than usual an overtaken call is waited for.
+    patience: f64,
+    /// The newest call that was answered.
+    newest: Option<u64>,
     /// No call before this.
     not_before: Now,
     /// No call that only asks for data before this.
@@ -149,7 +159,7 @@ impl ClientCore {
         limits: Limits,
         mut fresh_id: Box<dyn FnMut() -> SessionId + Send>,
     ) -> Self {
-        let pace = Pace::new(limits.calls_in_flight);
+        let pace = Pace::new(limits.calls_in_flight, limits.max_message);
         ClientCore {
             psk,
             id: fresh_id(),
@@ -162,13 +172,14 @@ impl ClientCore {
             next_number: 0,
             first_number: 0,
             calls: BTreeMap::new(),
-            in_flight: 0,
             lost_pending: RangeSet::default(),
             lost_unconfirmed: RangeSet::default(),
             pings: BTreeMap::new(),
             next_nonce: 0,
             rtt: Rtt::default(),
             pace,
+            patience: 1.0,
+            newest: None,
             not_before: Now::ZERO,
             next_poll: Now::ZERO,
             settle_at: None,
@@ -316,13 +327,14 @@ impl ClientCore {
         if self.closing == Closing::Closed
             || self.route.is_none()
             || now < self.not_before
-            || (self.in_flight >= self.pace.window() && !self.wants_to_say_close())
+            || (!self.pace.may_send() && !self.wants_to_say_close())
         {
             return None;
         }
         if self.wants_call(now) {
             Some(self.build(now))
         } else {
+            self.pace.idle();
             None
         }
     }
@@ -348,7 +360,7 @@ impl ClientCore {
         } else if self.has_work() {
             at(now);
         }
-        if self.route.is_some() && self.in_flight < self.pace.window() {
+        if self.route.is_some() && self.pace.may_send() {
             let mut send_at = |time: Now| at(time.max(self.not_before));
             match self.streams.due() {
                 Due::Now => send_at(now),
@@ -367,7 +379,7 @@ impl ClientCore {
             {
                 send_at(now);
             }
-            if self.in_flight < self.pace.polls() && self.streams.expects() {
+            if self.pace.may_poll() && self.streams.expects() {
                 send_at(self.next_poll);
             }
         }
@@ -387,9 +399,7 @@ impl ClientCore {
                 .pings
                 .values()
                 .any(|ping| matches!(ping, Ping::Pending))
-            || (self.in_flight < self.pace.polls()
-                && now >= self.next_poll
-                && self.streams.expects())
+            || (self.pace.may_poll() && now >= self.next_poll && self.streams.expects())
     }
 
     /// Lost calls are named for the sake of what comes after them. Where nothing does and nobody answers, it is not worth many calls.
@@ -428,16 +438,25 @@ impl ClientCore {
         let number = self.next_number;
         let settled = self.settled();
         self.next_number += 1;
-        let reply_max = self.limits.max_message as u64;
+        let bulk = self.streams.expects() || self.streams.has_pending();
+        let trip = self.pace.sent(bulk, now);
         let limit = self.limits.call_timeout.saturating_sub(TIMER_MARGIN);
         let rto = self.rtt.rto(limit);
-        let hold = self.limits.hold.min(limit.saturating_sub(rto));
-        let mut builder = Builder::new(self.id, number, self.limits.max_message);
+        let held = self
+            .calls
+            .values()
+            .filter(|call| call.state == CallState::InFlight && !call.hold.is_zero());
+        let hold = if held.count() < HOLDING {
+            self.limits.hold.min(limit.saturating_sub(rto))
+        } else {
+            Duration::ZERO
+        };
+        let mut builder = Builder::new(self.id, number, trip.size);
         if self.hello {
             builder.push(&Frame::Hello { features: 0 });
         }
         builder.push(&Frame::Ask {
-            reply_max,
+            reply_max: trip.size as u64,
             hold_ms: millis(hold),
             settled,
         });
@@ -451,8 +470,10 @@ impl ClientCore {
                 lost: self.lost_pending.iter().take(MAX_LOST_RANGES).collect(),
                 ..Cargo::default()
             },
-            reply_max,
-            full: false,
+            len: 0,
+            hold,
+            overtaken: false,
+            trip,
         };
         let cargo = &mut call.cargo;
         if let Closing::Saying(tries) = self.closing
@@ -480,9 +501,8 @@ impl ClientCore {
             }
         }
         self.streams.fill(&mut builder, &mut cargo.items);
-        call.full = builder.len() > self.limits.max_message / 2;
+        call.len = builder.len();
         self.settle_at = None;
-        self.in_flight += 1;
         self.calls.insert(number, call);
         Transmit {
             number,

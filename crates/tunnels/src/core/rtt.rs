@@ -42,6 +42,11 @@ impl Rtt {
         (base.max(MIN_RTO) * (1 << self.backoff)).min(limit)
     }
 
+    pub fn variation(&self) -> Duration {
+        self.smooth
+            .map_or(Duration::ZERO, |(_, variation)| variation)
+    }
+
     pub fn smooth(&self) -> Option<Duration> {
         self.smooth.map(|(smooth, _)| smooth)
     }

@@ -76,6 +76,12 @@ pub struct Link {
     pub oversize: u64,
     /// How long the server's application thinks before it answers.
     pub think: Duration,
+    /// Bytes per second, each way.
+    pub rate: Option<u64>,
+    /// What waits for longer than this before a slow link is dropped.
+    pub queue: Duration,
+    /// Datagrams of which one is lost in 1,000; a message is lost with any of its own.
+    pub lose_datagrams: u64,
 }
 
 impl Default for Link {
@@ -90,9 +96,16 @@ impl Default for Link {
             junk: 0,
             oversize: 0,
             think: Duration::ZERO,
+            rate: None,
+            queue: 400 * MS,
+            lose_datagrams: 0,
         }
     }
 }
+
+/// Bytes of a message in one datagram, and what routing adds to a message.
+const DATAGRAM: usize = 1_200;
+const ROUTING: usize = 400;
 
 enum Ev {
     Call {
@@ -158,6 +171,8 @@ pub struct Sim {
     asked_route: bool,
     pub calls: u64,
     pub route_requests: u64,
+    /// When the link is free again, for calls and for replies.
+    free: [Now; 2],
     /// Errors of the server's streams.
     pub app_errors: Vec<Error>,
 }
@@ -205,8 +220,33 @@ impl Sim {
             asked_route: false,
             calls: 0,
             route_requests: 0,
+            free: [Now::ZERO; 2],
             app_errors: Vec::new(),
         }
+    }
+
+    /// How long the next reply would wait before a slow link.
+    pub fn queued(&self) -> Duration {
+        self.free[1].saturating_sub(self.now)
+    }
+
+    /// How long a message is under way; `None` when it is lost.
+    fn carry(&mut self, way: usize, len: usize) -> Option<Duration> {
+        let len = len + ROUTING;
+        let mut wait = Duration::ZERO;
+        if let Some(rate) = self.link.rate {
+            let start = self.free[way].max(self.now);
+            if start - self.now > self.link.queue {
+                return None;
+            }
+            self.free[way] = start + Duration::from_secs_f64(len as f64 / rate as f64);
+            wait = self.free[way] - self.now;
+        }
+        let lost = self.link.lose_datagrams;
+        if lost > 0 && (0..len.div_ceil(DATAGRAM)).any(|_| self.rng.next() % 1_000 < lost) {
+            return None;
+        }
+        Some(wait + self.delay())
     }
 
     /// Opens a stream, sends `data` and the end, and reads the answer. Returns the number of the task.
@@ -274,7 +314,9 @@ impl Sim {
         if self.rng.chance(self.link.oversize) {
             message.resize(crate::MAX_MESSAGE + 1, 0);
         }
-        let mut delay = self.delay();
+        let Some(mut delay) = self.carry(1, message.len()) else {
+            return;
+        };
         if self.rng.chance(self.link.late) {
             delay += 3_500 * MS;
         }
@@ -312,8 +354,11 @@ impl Sim {
                     1
                 };
                 for _ in 0..times {
-                    if !self.rng.chance(self.link.lose_calls) {
-                        let at = self.now + self.delay();
+                    if self.rng.chance(self.link.lose_calls) {
+                        continue;
+                    }
+                    if let Some(delay) = self.carry(0, call.message.len()) {
+                        let at = self.now + delay;
                         self.schedule(
                             at,
                             Ev::Call {

@@ -7,4 +7,5 @@ use crate::{Error, Limits};
 
 mod admission;
 mod ends;
+mod links;
 mod network;

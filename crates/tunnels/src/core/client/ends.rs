@@ -96,7 +96,7 @@ impl ClientCore {
         self.hello = true;
         self.first_number = self.next_number;
         self.calls.clear();
-        self.in_flight = 0;
+        self.pace.forget_flight();
         self.lost_pending = RangeSet::default();
         self.lost_unconfirmed = RangeSet::default();
         self.settle_at = None;

@@ -6,11 +6,17 @@ use bytes::Bytes;
 
 use super::super::codec::{Direction, Frame, Header, REFUSAL};
 use super::super::{ACK_DELAY, Now};
+use super::pace::Answer;
 use super::{
     Call, CallFailure, CallState, Cargo, ClientCore, Closing, MAX_LATE, MIN_PATIENCE, Ping,
     RouteNeed,
 };
 use crate::Error;
+
+/// The least time that an overtaken call is waited for beyond a round trip.
+const LEAST_SPARE: Duration = Duration::from_millis(30);
+/// How many times longer that gets at most when calls were given up too early.
+const MOST_PATIENCE: f64 = 8.0;
 
 impl ClientCore {
     /// The reply to a call.
@@ -19,7 +25,7 @@ impl ClientCore {
             return;
         };
         if call.state == CallState::InFlight {
-            self.in_flight -= 1;
+            self.pace.landed(call.trip);
         }
         let proved = call.keys.verify(Direction::Reply, &reply)
             && Header::parse(&reply)
@@ -111,25 +117,49 @@ impl ClientCore {
             self.settle_at = Some(now + ACK_DELAY);
         }
         if late {
+            // It was given up too early.
             self.rtt.heard();
+            self.patience = (self.patience * 1.5).min(MOST_PATIENCE);
             return;
         }
         self.rtt.sample(took);
-        let full = call.full || size as u64 * 2 > call.reply_max;
-        let sends = self.streams.backlog();
+        let most = call.trip.size;
         self.pace.answered(
-            number,
-            full,
-            owes,
-            backlog.div_ceil(call.reply_max.max(1)),
-            sends.div_ceil(call.reply_max.max(1)),
-            self.in_flight,
-            took,
+            call.trip,
+            Answer {
+                bytes: call.len + size,
+                largest: call.len.max(size),
+                took,
+                held: held_ms > 0,
+            },
+            now,
         );
+        tracing::trace!(number, ?took, backlog, pace = ?self.pace, "answered");
+        self.overtake(number, took, now);
+        if self.newest.is_none_or(|newest| newest < number) {
+            self.newest = Some(number);
+            self.pace.heard(backlog.div_ceil(most.max(1) as u64), owes);
+        }
         if !owes && backlog == 0 {
             self.next_poll = now + Duration::from_millis(wait_ms).min(Duration::from_secs(5));
         } else {
             self.next_poll = now;
+        }
+    }
+
+    /// Calls that were made before this one, and whose replies are not allowed to wait, should be answered by now: after RACK (RFC 8985).
+    fn overtake(&mut self, number: u64, took: Duration, now: Now) {
+        let spare = (took / 4).max(self.rtt.variation() * 2).max(LEAST_SPARE);
+        let wait = took + spare.mul_f64(self.patience);
+        self.patience = (self.patience * 0.999).max(1.0);
+        for (_, call) in self.calls.range_mut(..number) {
+            if call.state == CallState::InFlight && call.hold.is_zero() {
+                let due = (call.sent_at + wait).max(now);
+                if due < call.expires {
+                    call.expires = due;
+                    call.overtaken = true;
+                }
+            }
         }
     }
 
@@ -141,7 +171,7 @@ impl ClientCore {
         // A call over an earlier route, or one that our own timer gave up, says nothing new.
         let current = call.state == CallState::InFlight;
         if current {
-            self.in_flight -= 1;
+            self.pace.landed(call.trip);
             self.lose(number, call.cargo, now);
         }
         match failure {
@@ -175,19 +205,21 @@ impl ClientCore {
     }
 
     pub(super) fn expire(&mut self, now: Now) {
-        let expired: Vec<u64> = self
+        let expired: Vec<(u64, bool)> = self
             .calls
             .iter()
             .filter(|(_, call)| call.state == CallState::InFlight && call.expires <= now)
-            .map(|(&number, _)| number)
+            .map(|(&number, call)| (number, call.overtaken))
             .collect();
-        for &number in &expired {
+        for &(number, _) in &expired {
             self.lose_in_flight(number, now);
         }
-        if !expired.is_empty() {
-            self.timed_out(expired.len(), now);
+        // Where later calls were answered, the route is alive.
+        let silent = expired.iter().filter(|(_, overtaken)| !overtaken).count();
+        if silent > 0 {
+            self.timed_out(silent, now);
         }
-        while self.calls.len() - self.in_flight > MAX_LATE {
+        while self.calls.len() - self.pace.in_flight() > MAX_LATE {
             let Some(oldest) = self
                 .calls
                 .iter()
@@ -210,7 +242,10 @@ impl ClientCore {
         };
         call.state = CallState::Late;
         let cargo = call.cargo.clone();
-        self.in_flight -= 1;
+        let trip = call.trip;
+        let alive = self.last_heard >= call.sent_at;
+        self.pace.landed(trip);
+        self.pace.lost(trip, alive);
         self.lose(number, cargo, now);
     }
 
@@ -244,6 +279,5 @@ impl ClientCore {
         if cargo.closes && matches!(self.closing, Closing::Saying(tries) if tries >= 2) {
             self.closing = Closing::Closed;
         }
-        self.pace.lost(number, self.next_number);
     }
 }

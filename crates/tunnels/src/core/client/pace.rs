@@ -1,89 +1,363 @@
-//! How many calls a session has in flight.
+//! How much a session has in flight.
+//!
+//! The window follows two measurements, as in BBR (Cardwell and others, 2016): the highest rate at which bytes were delivered lately, and the
+//! shortest round trip. Their product is what the way holds; the window is a quarter more than that and what [`QUEUE`] of queueing adds. A
+//! loss alone says little on a radio link, so it does not shrink the window; delays do, since they lower the rate. After a round in which
+//! [`HEAVY`] of everything was lost, no queueing is allowed.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Calls in flight at the start.
-const START: f64 = 4.0;
-/// At least one call beside one that is held.
-const LEAST: f64 = 2.0;
-/// Replies that take longer do not make the window grow: Veilid gives up after five seconds.
-const SLOW: Duration = Duration::from_millis(2_000);
+use super::super::Now;
+use super::size::Sizes;
 
-/// The window grows by one for every full reply in time until something is lost, then by one for every round; it halves, once a round, on a loss.
-/// Within it, `polls` calls at most are made only to fetch what the other side has.
+/// Calls in flight at the start.
+const START: usize = 4;
+/// Calls that are always allowed: fewer keep no way busy, and one of them may be held.
+const LEAST: usize = 4;
+/// Queueing that the window may cause: little for whoever else uses the way, and enough to keep it busy.
+const QUEUE: Duration = Duration::from_millis(100);
+/// More than what the way holds, so that a rise of its rate is noticed and variation of its delay is bridged.
+const GAIN: f64 = 1.25;
+/// The rate is the highest of so many rounds, and of this time.
+const RATE_ROUNDS: u64 = 10;
+const RATE_TIME: Duration = Duration::from_secs(1);
+/// At the start the window triples each round, until the rate did not grow by a quarter in three of them.
+const START_GAIN: f64 = 2.9;
+const GROWTH: f64 = 1.25;
+const FLAT_ROUNDS: u32 = 3;
+/// Or until so many replies in a row took much longer than the shortest round trip.
+const SLOW_REPLIES: u32 = 3;
+/// The shortest round trip is measured anew after this time, with a window that lets queues run empty.
+const BASE_TIME: Duration = Duration::from_secs(10);
+/// A share of losses in one round after which no queueing is allowed for some rounds.
+const HEAVY: f64 = 0.3;
+const CAUTION: u64 = 16;
+/// Losses and replies that make a round count.
+const ENOUGH: u32 = 8;
+/// Share of one outcome in the average of losses.
+const SMOOTH: f64 = 0.02;
+
+/// What was known when a call was made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Trip {
+    delivered: u64,
+    delivered_at: Now,
+    sent_at: Now,
+    /// More could have been in flight.
+    limited: bool,
+    /// Bytes that the call and its reply may have, each.
+    pub size: usize,
+    /// It carries much, or is expected to bring much.
+    pub bulk: bool,
+}
+
+/// A reply that came in time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Answer {
+    /// Bytes of the call and the reply, and of the larger of both.
+    pub bytes: usize,
+    pub largest: usize,
+    /// The round trip, without the time that the reply waited for data.
+    pub took: Duration,
+    /// It waited for data.
+    pub held: bool,
+}
+
 #[derive(Debug)]
 pub(crate) struct Pace {
-    most: f64,
+    most: usize,
+    /// In bytes of messages, those of the current size.
     window: f64,
-    threshold: f64,
+    sizes: Sizes,
+    /// Calls in flight, and the bytes that their messages may have.
+    calls: usize,
+    bytes: usize,
+    /// Still looking for the rate.
+    filling: bool,
+    flat: (f64, u32),
     polls: usize,
-    /// Losses of calls below are part of one that was acted on.
-    recovered: u64,
-    /// The newest call that was answered.
-    newest: Option<u64>,
+    delivered: u64,
+    delivered_at: Now,
+    /// Samples of calls that were made before this much was delivered say less than what was possible.
+    limited_until: u64,
+    round: u64,
+    round_ends: u64,
+    /// Highest rates in bytes per second, falling, with the round and the time of each.
+    rates: VecDeque<(u64, Now, f64)>,
+    /// The shortest round trip and when it was seen last.
+    base: Option<(Duration, Now)>,
+    smooth: Duration,
+    drain: Option<Drain>,
+    /// Losses and replies of this round.
+    round_lost: u32,
+    round_answered: u32,
+    /// Replies in a row that waited in a queue for long.
+    slow: u32,
+    /// Too much was lost in a round shortly before this one.
+    cautious_until: u64,
+    /// The share of losses.
+    loss: f64,
+}
+
+/// The window is small for a moment.
+#[derive(Debug, Clone, Copy)]
+enum Drain {
+    /// Until little is in flight.
+    Emptying,
+    /// Until a call that was made since then is answered.
+    Empty(Now),
 }
 
 impl Pace {
-    pub fn new(most: usize) -> Self {
-        let most = (most as f64).max(LEAST);
+    pub fn new(most: usize, max_message: usize) -> Self {
+        let sizes = Sizes::new(max_message);
         Pace {
-            most,
-            window: START.min(most),
-            threshold: most,
+            most: most.max(2),
+            window: (START * sizes.current()) as f64,
+            sizes,
+            calls: 0,
+            bytes: 0,
+            filling: true,
+            flat: (0.0, 0),
             polls: 1,
-            recovered: 0,
-            newest: None,
+            delivered: 0,
+            delivered_at: Now::ZERO,
+            limited_until: 0,
+            round: 0,
+            round_ends: 0,
+            rates: VecDeque::new(),
+            base: None,
+            smooth: Duration::ZERO,
+            drain: None,
+            round_lost: 0,
+            round_answered: 0,
+            slow: 0,
+            cautious_until: 0,
+            loss: 0.0,
         }
     }
 
     /// Begins anew on another route.
     pub fn restart(&mut self) {
-        self.window = START.min(self.most);
-        self.threshold = self.most;
-        self.polls = 1;
+        *self = Pace {
+            delivered: self.delivered,
+            delivered_at: self.delivered_at,
+            round_ends: self.delivered,
+            calls: self.calls,
+            bytes: self.bytes,
+            ..Pace::new(self.most, self.sizes.largest())
+        };
     }
 
-    /// Calls that may be in flight.
-    pub fn window(&self) -> usize {
-        // Between 2 and `most`, so the conversion keeps the value.
-        self.window as usize
+    /// Calls in flight.
+    pub fn in_flight(&self) -> usize {
+        self.calls
     }
 
-    /// Calls that may be in flight when none of them carries anything.
-    pub fn polls(&self) -> usize {
-        self.polls.clamp(1, (self.window() - 1).max(1))
+    /// Whether a call that carries something may be made.
+    pub fn may_send(&self) -> bool {
+        // One more than calls that fetch only.
+        self.has_room(self.calls.saturating_sub(1))
     }
 
-    /// A reply came in time. `full`: it or its call was rather full; `useful`: it carried something; `wanted` and `sends`: further
-    /// calls that the other side and this side could fill; `in_flight`: those that are under way.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "one fact each, all of them plain numbers"
-    )]
-    pub fn answered(
-        &mut self,
-        number: u64,
-        full: bool,
-        useful: bool,
-        wanted: u64,
-        sends: u64,
-        in_flight: usize,
-        took: Duration,
-    ) {
-        let could = usize::try_from(wanted.saturating_add(sends)).unwrap_or(usize::MAX);
-        if full && could > in_flight && took < SLOW {
-            self.window = (self.window
-                + if self.window < self.threshold {
-                    1.0
-                } else {
-                    1.0 / self.window
-                })
-            .min(self.most);
+    /// Whether a call may be made only to fetch what the other side has.
+    pub fn may_poll(&self) -> bool {
+        self.calls < self.polls && self.has_room(self.calls)
+    }
+
+    fn has_room(&self, calls: usize) -> bool {
+        let open = self.drain.is_none() && (self.bytes as f64) < self.window;
+        calls
+            < if open {
+                self.most
+            } else {
+                LEAST.min(self.most)
+            }
+    }
+
+    /// A call is made, of the size that is returned within. `bulk`: it carries much, or is expected to bring much.
+    pub fn sent(&mut self, bulk: bool, now: Now) -> Trip {
+        if self.calls == 0 {
+            self.delivered_at = now;
         }
-        if self.newest.is_some_and(|newest| newest > number) {
+        let trip = Trip {
+            delivered: self.delivered,
+            delivered_at: self.delivered_at,
+            sent_at: now,
+            limited: self.delivered < self.limited_until,
+            size: if bulk {
+                self.sizes.next()
+            } else {
+                self.sizes.current()
+            },
+            bulk,
+        };
+        self.calls += 1;
+        self.bytes += trip.size;
+        trip
+    }
+
+    /// A call is not in flight any more.
+    pub fn landed(&mut self, trip: Trip) {
+        self.calls = self.calls.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(trip.size);
+    }
+
+    /// No call is in flight any more.
+    pub fn forget_flight(&mut self) {
+        (self.calls, self.bytes) = (0, 0);
+    }
+
+    /// There is nothing more to send now, although the window has room.
+    pub fn idle(&mut self) {
+        if self.has_room(self.calls) {
+            self.limited_until = self.delivered + 1 + self.bytes as u64;
+        }
+    }
+
+    /// A reply came in time.
+    pub fn answered(&mut self, trip: Trip, answer: Answer, now: Now) {
+        self.delivered += answer.bytes as u64;
+        self.delivered_at = now;
+        self.round_answered += 1;
+        self.loss -= self.loss * SMOOTH;
+        self.sizes.arrived(answer.largest.min(trip.size));
+        self.smooth = if self.smooth.is_zero() {
+            answer.took
+        } else {
+            (self.smooth * 7 + answer.took) / 8
+        };
+        self.take_base(trip, answer, now);
+        if answer.took > self.crowded() {
+            self.slow += 1;
+            self.filling &= self.slow < SLOW_REPLIES;
+        } else {
+            self.slow = 0;
+        }
+        let passed = now
+            .saturating_sub(trip.delivered_at)
+            .max(Duration::from_micros(100));
+        let rate = (self.delivered - trip.delivered) as f64 / passed.as_secs_f64();
+        let limited = trip.limited || answer.held || self.drain.is_some();
+        if !limited || rate > self.rate() {
+            while self
+                .rates
+                .back()
+                .is_some_and(|&(_, _, other)| other <= rate)
+            {
+                self.rates.pop_back();
+            }
+            self.rates.push_back((self.round, now, rate));
+        }
+        if trip.delivered >= self.round_ends {
+            self.end_round(limited, now);
+        }
+        let size = self.sizes.current() as f64;
+        let target = self.target();
+        if self.filling {
+            if answer.largest * 2 > trip.size && !trip.limited && self.drain.is_none() {
+                let most = self.holds(START_GAIN).max(START as f64 * size);
+                self.window = (self.window + 2.0 * size).min(most.max(self.window));
+            }
+        } else if self.window < target {
+            // As fast as at the start, and no further.
+            self.window = (self.window + size).min(target);
+        } else {
+            self.window = target;
+        }
+        self.window = self.window.min(self.most as f64 * size);
+    }
+
+    fn end_round(&mut self, limited: bool, now: Now) {
+        self.round += 1;
+        self.round_ends = self.delivered;
+        while self.rates.len() > 1
+            && self.rates.front().is_some_and(|&(round, at, _)| {
+                round + RATE_ROUNDS < self.round && at + RATE_TIME < now
+            })
+        {
+            self.rates.pop_front();
+        }
+        let all = self.round_lost + self.round_answered;
+        if all >= ENOUGH {
+            if f64::from(self.round_lost) > HEAVY * f64::from(all) {
+                self.cautious_until = self.round + CAUTION;
+            }
+            (self.round_lost, self.round_answered) = (0, 0);
+        }
+        if !self.filling || limited {
             return;
         }
-        self.newest = Some(number);
+        let rate = self.rate();
+        if rate >= self.flat.0 * GROWTH {
+            self.flat = (rate, 0);
+        } else {
+            self.flat.1 += 1;
+            self.filling = self.flat.1 < FLAT_ROUNDS;
+        }
+    }
+
+    fn take_base(&mut self, trip: Trip, answer: Answer, now: Now) {
+        match self.drain {
+            Some(Drain::Emptying) if self.calls <= LEAST => {
+                self.drain = Some(Drain::Empty(now));
+            }
+            Some(Drain::Empty(since)) if trip.sent_at >= since => {
+                self.drain = None;
+                self.base = Some((answer.took, now));
+                return;
+            }
+            _ => {}
+        }
+        match self.base {
+            Some((base, at)) if answer.took > base + base / 10 => {
+                let queued = self.smooth.saturating_sub(base) > QUEUE / 3;
+                if self.drain.is_none() && queued && now.saturating_sub(at) > BASE_TIME {
+                    self.drain = Some(Drain::Emptying);
+                }
+            }
+            Some((base, _)) => self.base = Some((base.min(answer.took), now)),
+            None => self.base = Some((answer.took, now)),
+        }
+    }
+
+    /// A round trip that is longer was spent in a queue for the most part.
+    fn crowded(&self) -> Duration {
+        self.base
+            .map_or(Duration::MAX, |(base, _)| base + (2 * QUEUE).max(base / 4))
+    }
+
+    fn cautious(&self) -> bool {
+        self.round < self.cautious_until
+    }
+
+    fn rate(&self) -> f64 {
+        self.rates.front().map_or(0.0, |&(_, _, rate)| rate)
+    }
+
+    /// What should be in flight, in bytes.
+    fn target(&self) -> f64 {
+        self.holds(GAIN)
+    }
+
+    /// So many times what the way holds, in bytes, and some queueing.
+    fn holds(&self, gain: f64) -> f64 {
+        let Some((base, _)) = self.base else {
+            return self.window;
+        };
+        // What is lost was in flight as well.
+        let sent = self.rate() / (1.0 - self.loss.min(0.75));
+        let queue = if self.cautious() {
+            0.0
+        } else {
+            QUEUE.as_secs_f64()
+        };
+        sent * (base.as_secs_f64() * gain + queue)
+    }
+
+    /// What the other side has to say: `wanted` calls could fetch it. `useful`: the reply carried something.
+    pub fn heard(&mut self, wanted: u64, useful: bool) {
         let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
         // One reply that finds little to fetch does not mean that the source has dried up: come down one by one.
         self.polls = if wanted == 0 && !useful {
@@ -91,15 +365,25 @@ impl Pace {
         } else {
             wanted.max(self.polls.saturating_sub(1))
         };
-        self.polls = self.polls.clamp(1, self.most as usize);
+        self.polls = self.polls.clamp(1, self.most);
     }
 
-    pub fn lost(&mut self, number: u64, next: u64) {
-        if number < self.recovered {
-            return;
+    /// A call or its reply was lost. `alive`: something arrived since it was made.
+    pub fn lost(&mut self, trip: Trip, alive: bool) {
+        // Where nothing arrives, losses say nothing about how much is too much.
+        if alive {
+            self.round_lost += 1;
+            self.loss += (1.0 - self.loss) * SMOOTH;
         }
-        self.recovered = next;
-        self.threshold = (self.window / 2.0).max(LEAST);
-        self.window = self.threshold;
+        // What a full queue drops says nothing about sizes.
+        let full = self.smooth > self.crowded() || (self.loss > HEAVY && !self.cautious());
+        if trip.bulk && !full {
+            self.sizes.lost(trip.size);
+        }
+        if let Some(Drain::Empty(since)) = self.drain
+            && trip.sent_at >= since
+        {
+            self.drain = None;
+        }
     }
 }

@@ -231,7 +231,7 @@ impl Streams {
             .filter(|id| !self.hungry.contains(id))
             .filter_map(|id| self.streams.get(id))
             .map(|stream| stream.send.buffer.sendable(stream.send.window) + DATA_HEADER as u64);
-        // Where the writer had to wait for room, more comes for every byte that is acknowledged.
+        // Where the writer had to wait for room, more comes for every byte that is acknowledged: half a round trip after it arrived.
         let soon = self
             .hungry
             .iter()
@@ -241,7 +241,7 @@ impl Streams {
                 if buffer.is_blocked(stream.send.window) {
                     buffer.sendable(stream.send.window)
                 } else {
-                    buffer.len() as u64
+                    buffer.len() as u64 / 3 * 2
                 }
             });
         now.chain(soon).sum()
