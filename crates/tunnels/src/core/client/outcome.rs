@@ -119,6 +119,7 @@ impl ClientCore {
         if late {
             // It was given up too early.
             self.rtt.heard();
+            self.pace.late(call.trip);
             self.patience = (self.patience * 1.5).min(MOST_PATIENCE);
             return;
         }
@@ -149,7 +150,7 @@ impl ClientCore {
 
     /// Calls that were made before this one, and whose replies are not allowed to wait, should be answered by now: after RACK (RFC 8985).
     fn overtake(&mut self, number: u64, took: Duration, now: Now) {
-        let spare = (took / 4).max(self.rtt.variation() * 2).max(LEAST_SPARE);
+        let spare = (took / 2).max(self.rtt.variation() * 2).max(LEAST_SPARE);
         let wait = took + spare.mul_f64(self.patience);
         self.patience = (self.patience * 0.999).max(1.0);
         for (_, call) in self.calls.range_mut(..number) {

@@ -16,7 +16,9 @@ const START: usize = 4;
 /// Calls that are always allowed: fewer keep no way busy, and one of them may be held.
 const LEAST: usize = 4;
 /// Queueing that the window may cause: little for whoever else uses the way, and enough to keep it busy.
-const QUEUE: Duration = Duration::from_millis(100);
+const QUEUE: Duration = Duration::from_millis(50);
+/// Round trips that are longer than the shortest by this, or by a quarter, were spent in a queue for the most part.
+const CROWDED: Duration = Duration::from_millis(200);
 /// More than what the way holds, so that a rise of its rate is noticed and variation of its delay is bridged.
 const GAIN: f64 = 1.25;
 /// The rate is the highest of so many rounds, and of this time.
@@ -312,7 +314,7 @@ impl Pace {
         }
         match self.base {
             Some((base, at)) if answer.took > base + base / 10 => {
-                let queued = self.smooth.saturating_sub(base) > QUEUE / 3;
+                let queued = self.smooth.saturating_sub(base) > QUEUE / 2;
                 if self.drain.is_none() && queued && now.saturating_sub(at) > BASE_TIME {
                     self.drain = Some(Drain::Emptying);
                 }
@@ -325,7 +327,7 @@ impl Pace {
     /// A round trip that is longer was spent in a queue for the most part.
     fn crowded(&self) -> Duration {
         self.base
-            .map_or(Duration::MAX, |(base, _)| base + (2 * QUEUE).max(base / 4))
+            .map_or(Duration::MAX, |(base, _)| base + CROWDED.max(base / 4))
     }
 
     fn cautious(&self) -> bool {
@@ -366,6 +368,13 @@ impl Pace {
             wanted.max(self.polls.saturating_sub(1))
         };
         self.polls = self.polls.clamp(1, self.most);
+    }
+
+    /// The reply to a call that was taken for lost came after all.
+    pub fn late(&mut self, trip: Trip) {
+        if trip.bulk {
+            self.sizes.late(trip.size);
+        }
     }
 
     /// A call or its reply was lost. `alive`: something arrived since it was made.

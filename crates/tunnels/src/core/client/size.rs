@@ -14,7 +14,7 @@ const KEEP: f64 = 0.98;
 const ENOUGH: f64 = 8.0;
 const GUESS: f64 = 4.0;
 /// How much better a smaller size has to be.
-const BETTER: f64 = 1.03;
+const BETTER: f64 = 1.05;
 /// One in so many messages tries the next larger size where that is not known.
 const TRY: u32 = 16;
 
@@ -90,6 +90,14 @@ impl Sizes {
 
     pub fn lost(&mut self, size: usize) {
         self.outcome(size, |class| class.lost += 1.0);
+    }
+
+    /// What was counted as lost arrived after all.
+    pub fn late(&mut self, size: usize) {
+        self.outcome(size, |class| {
+            class.lost = (class.lost - 1.0).max(0.0);
+            class.arrived += 1.0;
+        });
     }
 
     /// Counts for the smallest class that holds `size` bytes.
