@@ -31,7 +31,7 @@ impl Rtt {
     }
 
     pub fn timed_out(&mut self) {
-        self.backoff = (self.backoff + 1).min(4);
+        self.backoff = (self.backoff + 1).min(2);
     }
 
     /// How long to wait for a reply that is not held, at most `limit`.

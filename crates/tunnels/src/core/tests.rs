@@ -9,3 +9,4 @@ mod admission;
 mod ends;
 mod links;
 mod network;
+mod scenarios;

@@ -387,7 +387,7 @@ impl Pace {
         // What a full queue drops says nothing about sizes.
         let full = self.smooth > self.crowded() || (self.loss > HEAVY && !self.cautious());
         if trip.bulk && !full {
-            self.sizes.lost(trip.size);
+            self.sizes.lost(trip.size, !alive);
         }
         if let Some(Drain::Empty(since)) = self.drain
             && trip.sent_at >= since

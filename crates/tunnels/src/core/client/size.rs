@@ -15,6 +15,8 @@ const ENOUGH: f64 = 8.0;
 const GUESS: f64 = 4.0;
 /// How much better a smaller size has to be.
 const BETTER: f64 = 1.05;
+/// As how many outcomes a loss counts where nothing arrives at all.
+const SILENT: f64 = 4.0;
 /// One in so many messages tries the next larger size where that is not known.
 const TRY: u32 = 16;
 
@@ -88,8 +90,10 @@ impl Sizes {
         self.outcome(size, |class| class.arrived += 1.0);
     }
 
-    pub fn lost(&mut self, size: usize) {
-        self.outcome(size, |class| class.lost += 1.0);
+    /// `silent`: nothing at all arrives, so that there is no time to be sure.
+    pub fn lost(&mut self, size: usize, silent: bool) {
+        let weight = if silent { SILENT } else { 1.0 };
+        self.outcome(size, |class| class.lost += weight);
     }
 
     /// What was counted as lost arrived after all.
@@ -172,7 +176,7 @@ mod tests {
             let lost = rng.chance(messages)
                 || (0..=size.div_ceil(1_200)).any(|_| rng.next() % 1_000 < datagrams);
             if lost {
-                sizes.lost(size);
+                sizes.lost(size, false);
             } else {
                 sizes.arrived(size);
             }
