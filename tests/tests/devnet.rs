@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use devnet::{ChaosPreset, Devnet, Host, Node};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use veilid_core::{
     CRYPTO_KIND_VLD0, DHTSchema, RecordKey, RouteBlob, Target, VeilidAPIError, VeilidUpdate,
 };
@@ -29,6 +30,7 @@ async fn a_devnet_is_a_veilid_network() {
     records_set_on_one_are_read_on_the_other(&server, &client).await;
     chaos_can_be_set_and_taken_back(&client).await;
     a_rate_limit_applies(&server_host, &client_host).await;
+    a_delay_applies_and_loses_nothing(&server_host, &client_host).await;
     processes_run_on_their_host(&client_host).await;
     a_node_starts_again_from_its_directory(client).await;
 
@@ -208,6 +210,133 @@ async fn transfer(from: &Host, to: &Host, bytes: usize) -> Duration {
     let ((), received) = tokio::join!(sender, receiver);
     assert_eq!(received, bytes);
     begin.elapsed()
+}
+
+/// Over a delayed link each answer comes later by the delay, in both families; datagrams arrive all and in order; a TCP stream is
+/// no slower than its window allows; and without the delay all is as before.
+async fn a_delay_applies_and_loses_nothing(server: &Host, client: &Host) {
+    let delay = Duration::from_millis(150);
+    assert_eq!(client.delay().await, None);
+    let too_long = client.set_delay(Some(Duration::from_secs(11))).await;
+    assert!(matches!(too_long, Err(devnet::Error::InvalidDelay { .. })));
+
+    client.set_delay(Some(delay)).await.unwrap();
+    assert_eq!(client.delay().await, Some(delay));
+    for (to, from) in [(server, client), (client, server)] {
+        let (v4, v6) = (
+            round_trip(to, from, false).await,
+            round_trip(to, from, true).await,
+        );
+        eprintln!("a round trip with {delay:?} more: IPv4 {v4:?}, IPv6 {v6:?}");
+        for time in [v4, v6] {
+            assert!(
+                time >= delay && time < delay + Duration::from_millis(60),
+                "{time:?}"
+            );
+        }
+    }
+    datagrams_arrive_in_order(server, client, delay).await;
+    let mut rates = Vec::new();
+    for (from, to) in [(server, client), (client, server)] {
+        const BYTES: usize = 60_000_000;
+        let time = transfer(from, to, BYTES).await;
+        rates.push(BYTES as f64 / time.as_secs_f64() / 1e6);
+    }
+    eprintln!("TCP with {delay:?} more: {rates:.0?} MB/s");
+    assert!(rates.iter().all(|rate| *rate > 5.0), "{rates:?}");
+
+    // Two delays add up, and a change takes effect.
+    let shorter = Duration::from_millis(50);
+    client.set_delay(Some(shorter)).await.unwrap();
+    server.set_delay(Some(delay)).await.unwrap();
+    let both = round_trip(server, client, false).await;
+    assert!(
+        both >= delay + shorter && both < delay + 2 * shorter,
+        "{both:?}"
+    );
+
+    for host in [server, client] {
+        host.set_delay(None).await.unwrap();
+        host.set_delay(None).await.unwrap();
+        assert_eq!(host.delay().await, None);
+    }
+    let none = round_trip(server, client, true).await;
+    assert!(none < shorter, "{none:?}");
+    client.set_delay(Some(delay)).await.unwrap();
+    assert!(round_trip(server, client, true).await >= delay);
+    client.set_delay(Some(Duration::ZERO)).await.unwrap();
+    assert!(round_trip(server, client, true).await < shorter);
+}
+
+/// How long a datagram takes to a host and back, at best.
+async fn round_trip(to: &Host, from: &Host, v6: bool) -> Duration {
+    let address = |host: &Host, port: u16| -> SocketAddr {
+        match v6 {
+            true => (host.ipv6(), port).into(),
+            false => (host.ipv4(), port).into(),
+        }
+    };
+    let (there, here) = (address(to, 4_001), address(from, 4_002));
+    let echo = to.run(UdpSocket::bind(there)).await.unwrap();
+    let echoes = to.handle().spawn(async move {
+        let mut buffer = [0; 16];
+        loop {
+            let (length, from) = echo.recv_from(&mut buffer).await.unwrap();
+            echo.send_to(&buffer[..length], from).await.unwrap();
+        }
+    });
+    let best = from
+        .run(async move {
+            let socket = UdpSocket::bind(here).await.unwrap();
+            let mut best = Duration::MAX;
+            for _ in 0..3 {
+                let begin = Instant::now();
+                socket.send_to(b"ping", there).await.unwrap();
+                socket.recv_from(&mut [0; 16]).await.unwrap();
+                best = best.min(begin.elapsed());
+            }
+            best
+        })
+        .await;
+    echoes.abort();
+    // The socket is closed when the task is gone.
+    let _ = echoes.await;
+    best
+}
+
+/// Sends a second's worth of datagrams at 14 MB/s, more than a tunnel ever fills a link with here.
+async fn datagrams_arrive_in_order(from: &Host, to: &Host, delay: Duration) {
+    const COUNT: u32 = 10_000;
+    let address = (to.ipv4(), 4_003);
+    let socket = to.run(UdpSocket::bind(address)).await.unwrap();
+    rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, 64 << 20)
+        .or_else(|_| rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 64 << 20))
+        .unwrap();
+    let received = to.run(async move {
+        let mut buffer = [0; 1_400];
+        let mut numbers = Vec::new();
+        let silence = Duration::from_secs(1) + delay;
+        while numbers.len() < COUNT as usize
+            && let Ok(length) = tokio::time::timeout(silence, socket.recv(&mut buffer)).await
+        {
+            assert_eq!(length.unwrap(), buffer.len());
+            numbers.push(u32::from_be_bytes(buffer[..4].try_into().unwrap()));
+        }
+        numbers
+    });
+    let sent = from.run(async move {
+        let socket = UdpSocket::bind("0.0.0.0:0").await.unwrap();
+        let mut datagram = [0; 1_400];
+        for number in 0..COUNT {
+            datagram[..4].copy_from_slice(&number.to_be_bytes());
+            socket.send_to(&datagram, address).await.unwrap();
+            if number % 10 == 9 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    });
+    let (received, ()) = tokio::join!(received, sent);
+    assert_eq!(received, (0..COUNT).collect::<Vec<_>>());
 }
 
 async fn processes_run_on_their_host(host: &Host) {

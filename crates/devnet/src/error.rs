@@ -77,6 +77,22 @@ pub enum Error {
         /// The rate asked for.
         bytes_per_second: u64,
     },
+    /// A delay that no link has.
+    #[error("{round_trip:?} is no delay for a link: at most {max:?}", max = crate::delay::LONGEST)]
+    InvalidDelay {
+        /// The delay asked for.
+        round_trip: Duration,
+    },
+    /// A delay needs a TUN device, which this machine does not have or does not let this process have. Load the kernel's module
+    /// `tun`, or give the process access to `/dev/net/tun`.
+    #[error(
+        "a delayed link needs /dev/net/tun, which cannot be used ({source}): load the kernel's module tun, and let this \
+         process read and write the device (Docker: --device /dev/net/tun)"
+    )]
+    TunUnavailable {
+        /// What the system answered.
+        source: std::io::Error,
+    },
     /// A setting that Veilid does not understand, such as an unknown capability.
     #[error("network setting {setting}: {value:?} is not understood")]
     InvalidSetting {

@@ -6,10 +6,13 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::Mutex;
 use veilid_core::VeilidConfig;
 
+use crate::delay::{self, Delay};
 use crate::links::{self, Addresses, HOST_LINK};
 use crate::node::{Node, NodeOptions};
 use crate::rate::TokenBucket;
@@ -28,6 +31,8 @@ struct Inner {
     /// The name of the router's end of this host's link.
     link: String,
     addresses: Addresses,
+    /// Made when it is first asked for.
+    delay: Arc<Mutex<Option<Delay>>>,
     settings: NetworkSettings,
     program: String,
     directory: PathBuf,
@@ -68,6 +73,7 @@ impl Host {
                 router,
                 link,
                 addresses,
+                delay: Arc::default(),
                 settings,
                 program,
                 directory,
@@ -205,6 +211,38 @@ impl Host {
             .await??;
         let up = self.inner.thread.run(links::queueing(HOST_LINK)).await??;
         Ok(down == TokenBucket::KIND && up == TokenBucket::KIND)
+    }
+
+    /// Makes each round trip over the host's link longer by so much, at most 10 s; `None` and zero take that back.
+    ///
+    /// All of it is added on the way to the host, for IPv4 and IPv6 alike. Nothing gets lost or overtaken while the delay stays
+    /// the same, unless more than 64 MiB are under way; when it is taken back, packets that are under way are overtaken.
+    ///
+    /// Fails with [`Error::TunUnavailable`] where the system does not let this process have a TUN device.
+    pub async fn set_delay(&self, round_trip: Option<Duration>) -> Result<()> {
+        let round_trip = round_trip.filter(|round_trip| !round_trip.is_zero());
+        if let Some(round_trip) = round_trip.filter(|round_trip| *round_trip > delay::LONGEST) {
+            return Err(Error::InvalidDelay { round_trip });
+        }
+        let (link, addresses) = (self.inner.link.clone(), self.inner.addresses);
+        let delay = Arc::clone(&self.inner.delay);
+        let change = async move {
+            let mut delay = delay.lock().await;
+            if delay.is_none() && round_trip.is_some() {
+                *delay = Some(Delay::create(&link, addresses).await?);
+            }
+            match &mut *delay {
+                Some(delay) => delay.set(round_trip).await,
+                None => Ok(()),
+            }
+        };
+        self.inner.router.run(change).await?
+    }
+
+    /// What [`Host::set_delay`] added to each round trip.
+    pub async fn delay(&self) -> Option<Duration> {
+        let delay = self.inner.delay.lock().await;
+        delay.as_ref().and_then(Delay::get)
     }
 
     async fn set_connected(&self, connected: bool) -> Result<()> {

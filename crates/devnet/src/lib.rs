@@ -17,6 +17,7 @@
 //! let route = host.run(async move { api.new_private_route().await }).await?;
 //!
 //! host.limit_rate(250_000).await?; // bytes per second
+//! host.set_delay(Some(std::time::Duration::from_millis(100))).await?; // more for each round trip
 //! host.cut_off().await?;
 //! host.rejoin().await?;
 //! devnet.stop().await
@@ -37,6 +38,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 #![cfg(target_os = "linux")]
 
+mod delay;
 mod error;
 mod host;
 mod links;

@@ -12,7 +12,8 @@ use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUE
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
-use rtnetlink::packet_route::route::{RouteScope, RouteType};
+use rtnetlink::packet_route::route::{RouteHeader, RouteScope, RouteType};
+use rtnetlink::packet_route::rule::RuleAction;
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -155,6 +156,105 @@ pub(crate) async fn configure_host(addresses: Addresses) -> Result<()> {
             .execute()
             .await
             .map_err(Error::netlink("adding a default route"))?;
+    }
+    Ok(())
+}
+
+/// Packets that wait in a TUN device for whoever reads it.
+const TUN_QUEUE: u32 = 10_000;
+/// Rules of the router, in this order, and the first of the tables that lead into a TUN device.
+const FROM_TUN: u32 = 100;
+const TO_TUN: u32 = 200;
+const TUN_TABLES: u32 = 1_000;
+
+impl Addresses {
+    /// The routing table that leads into the TUN device of this host.
+    fn tun_table(self) -> u32 {
+        TUN_TABLES + u32::from(self.v4.octets()[3])
+    }
+}
+
+/// On the router: takes a TUN device up, and sees to it that what comes out of it is delivered to the host, and that there is a
+/// table by which packets get into it. No packet does so before [`divert`].
+pub(crate) async fn configure_tun(name: &str, addresses: Addresses) -> Result<()> {
+    // What comes out of the device has the address of another host than the one that the device is for.
+    for name in ["all", name] {
+        let path = format!("/proc/sys/net/ipv4/conf/{name}/rp_filter");
+        std::fs::write(&path, "0").map_err(Error::file(path))?;
+    }
+    let netlink = connect()?;
+    let link = index(&netlink, name).await?;
+    let up = LinkUnspec::new_with_index(link)
+        .append_extra_attribute(LinkAttribute::TxQueueLen(TUN_QUEUE))
+        .up();
+    netlink
+        .link()
+        .set(up.build())
+        .execute()
+        .await
+        .map_err(Error::netlink("taking a TUN device up"))?;
+    let table = addresses.tun_table();
+    let v4 = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(addresses.v4, 32)
+        .output_interface(link)
+        .scope(RouteScope::Link)
+        .table_id(table)
+        .build();
+    let v6 = RouteMessageBuilder::<Ipv6Addr>::new()
+        .destination_prefix(addresses.v6, 128)
+        .output_interface(link)
+        .table_id(table)
+        .build();
+    for route in [v4, v6] {
+        netlink
+            .route()
+            .add(route)
+            .replace()
+            .execute()
+            .await
+            .map_err(Error::netlink("adding a route to a TUN device"))?;
+    }
+    let main = u32::from(RouteHeader::RT_TABLE_MAIN);
+    let action = "adding a rule for a TUN device";
+    let rule = || {
+        netlink
+            .rule()
+            .add()
+            .input_interface(name.to_owned())
+            .table_id(main)
+            .priority(FROM_TUN)
+            .action(RuleAction::ToTable)
+    };
+    let (v4, v6) = (rule().v4(), rule().v6());
+    v4.execute().await.map_err(Error::netlink(action))?;
+    v6.execute().await.map_err(Error::netlink(action))
+}
+
+/// On the router: sends what is meant for a host into its TUN device, or straight to it again.
+pub(crate) async fn divert(addresses: Addresses, diverted: bool) -> Result<()> {
+    let netlink = connect()?;
+    let rule = || {
+        netlink
+            .rule()
+            .add()
+            .table_id(addresses.tun_table())
+            .priority(TO_TUN)
+            .action(RuleAction::ToTable)
+    };
+    let mut v4 = rule().v4().destination_prefix(addresses.v4, 32);
+    let mut v6 = rule().v6().destination_prefix(addresses.v6, 128);
+    let action = "changing the way to a host";
+    if diverted {
+        v4.execute().await.map_err(Error::netlink(action))?;
+        return v6.execute().await.map_err(Error::netlink(action));
+    }
+    for message in [v4.message_mut(), v6.message_mut()] {
+        netlink
+            .rule()
+            .del(std::mem::take(message))
+            .execute()
+            .await
+            .map_err(Error::netlink(action))?;
     }
     Ok(())
 }

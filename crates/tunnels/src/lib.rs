@@ -17,4 +17,4 @@ pub use limits::{Limits, MAX_MESSAGE};
 pub use listener::{Incoming, Listener};
 pub use session::Session;
 pub use stream::{RecvStream, SendStream};
-pub use tunnels::{RouteSource, Tunnels};
+pub use tunnels::{RouteSource, Stats, Tunnels};

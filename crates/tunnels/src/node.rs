@@ -1,6 +1,7 @@
 //! What the tunnels of one node share: the server side, the routes in use, and the task that answers calls.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::core::Now;
 use crate::core::codec::{REFUSAL, RouteTag};
 use crate::core::server::{CallToken, ListenerId, ServerCore, SessionKey};
 use crate::core::streams::Event;
-use crate::{Error, Limits, MAX_MESSAGE, Result};
+use crate::{Error, Limits, MAX_MESSAGE, Result, Stats};
 
 /// Dead routes of our own that are remembered for a listener that is about to use one.
 const REMEMBERED_DEAD: usize = 256;
@@ -29,6 +30,7 @@ pub(crate) struct Node {
     pub api: VeilidAPI,
     pub limits: Limits,
     pub runtime: Handle,
+    pub counts: Counts,
     origin: Instant,
     server: Mutex<ServerSide>,
     pub server_wake: Notify,
@@ -41,6 +43,40 @@ pub(crate) struct Node {
     pub released: CancellationToken,
     /// Those of listeners and sessions.
     pub tasks: TaskTracker,
+}
+
+/// What [`Stats`] tells, as it is counted.
+#[derive(Default)]
+pub(crate) struct Counts {
+    made: AtomicU64,
+    answered: AtomicU64,
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+impl Counts {
+    pub fn call(&self, bytes: usize) {
+        self.made.fetch_add(1, Ordering::Relaxed);
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub fn answer(&self, bytes: usize) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub fn received(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub fn stats(&self) -> Stats {
+        Stats {
+            calls_made: self.made.load(Ordering::Relaxed),
+            calls_answered: self.answered.load(Ordering::Relaxed),
+            bytes_sent: self.sent.load(Ordering::Relaxed),
+            bytes_received: self.received.load(Ordering::Relaxed),
+        }
+    }
 }
 
 /// A call that waits for this node's attention.
@@ -114,6 +150,7 @@ impl Node {
         Arc::new(Node {
             api,
             runtime: Handle::current(),
+            counts: Counts::default(),
             origin: Instant::now(),
             server: Mutex::new(ServerSide {
                 core: ServerCore::new(limits.clone()),
@@ -291,6 +328,7 @@ impl Node {
         for (token, reply) in replies {
             // Veilid drops a longer reply without a word, and the caller waits in vain.
             debug_assert!(reply.len() <= MAX_MESSAGE);
+            self.counts.answer(reply.len());
             if let Err(error) = self
                 .api
                 .app_call_reply(OperationId::new(token), reply)
@@ -431,6 +469,7 @@ pub(crate) async fn serve_calls(node: Arc<Node>, mut calls: mpsc::Receiver<Call>
 }
 
 async fn take_call(node: &Node, call: Call) {
+    node.counts.received(call.message.len());
     let replies = match call.route {
         Some(route) => {
             node.serve(|server, now| server.core.on_call(call.token, route, call.message, now))

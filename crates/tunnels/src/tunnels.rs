@@ -20,6 +20,20 @@ pub trait RouteSource: Send + Sync + 'static {
     async fn route(&self, failed: Option<&[u8]>) -> Result<Vec<u8>>;
 }
 
+/// What a node's tunnels have done since they were started: `app_call`s, and the bytes of their messages and replies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Calls made, those that got lost included.
+    pub calls_made: u64,
+    /// Calls answered, those of strangers included.
+    pub calls_answered: u64,
+    /// Bytes of the calls made and of the replies given.
+    pub bytes_sent: u64,
+    /// Bytes of the replies that came and of the calls taken.
+    pub bytes_received: u64,
+}
+
 /// All tunnels of one Veilid node: what it listens on and what it connects to. Cheap to clone.
 ///
 /// When the last clone is dropped, everything is closed.
@@ -79,6 +93,11 @@ impl Tunnels {
     /// A session with whoever listens with `psk` on a route that `source` knows. Nothing is sent before the first stream or ping.
     pub fn connect(&self, psk: Psk, source: Arc<dyn RouteSource>) -> Session {
         Session::start(self.node.clone(), psk, source)
+    }
+
+    /// What was called and answered so far.
+    pub fn stats(&self) -> Stats {
+        self.node.counts.stats()
     }
 
     /// Closes all listeners and sessions, tells the other sides, and releases all routes: within some three seconds. Later calls fail.

@@ -135,6 +135,7 @@ impl Driver {
         let api = self.shared.node.api.clone();
         let Some(route) = &self.route else { return };
         let target = Target::RouteId(route.id.clone());
+        self.shared.node.counts.call(message.len());
         self.calls.spawn_on(
             async move {
                 let result = match api.routing_context() {
@@ -150,6 +151,9 @@ impl Driver {
     fn finished(&mut self, done: std::result::Result<Outcome, tokio::task::JoinError>) {
         // A task that panicked or was aborted is as good as a lost call: our timer finds it.
         let Ok((number, result)) = done else { return };
+        if let Ok(reply) = &result {
+            self.shared.node.counts.received(reply.len());
+        }
         self.shared.act(|state, now| match result {
             Ok(reply) => state.core.on_reply(number, reply.into(), now),
             Err(failure) => {

@@ -1,28 +1,41 @@
 //! Benchmarks. Each figure stands beside a baseline from the same run, since machines differ and are noisy.
 
+mod calls;
+mod child;
+mod device;
+mod files;
+mod goodput;
+mod links;
+mod protocol;
 mod report;
+mod rest;
 mod store;
-mod tunnel;
 
 use std::{error::Error, path::PathBuf, process::ExitCode, time::Instant};
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, builder::PossibleValuesParser};
 
 pub(crate) const MIB: usize = 1 << 20;
 
+/// The first argument of a process that is a device of the bench.
+pub(crate) const CHILD: &str = "device";
+/// The name by which the store's process that measures its memory is started.
+pub(crate) const STORE_MEMORY_CHILD: &str = "store_memory_child";
+
 /// Measures what this project does against what the network could carry, and against iroh's own store.
 #[derive(Debug, Parser)]
-#[command(name = "save-bench", version)]
+#[command(name = "save-bench", version, after_help = figures())]
 struct Arguments {
-    /// Which figure; all of them if left out
-    name: Option<Name>,
+    /// Which figure, or what the names of several begin with; all of them if left out
+    #[arg(value_parser = PossibleValuesParser::new(names()), hide_possible_values = true)]
+    name: Option<String>,
     /// Print one JSON object for each figure
     #[arg(long)]
     json: bool,
     /// How often each side is measured, in turns
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
-    /// How much is sent through the tunnel in each turn, in MiB
+    /// How much is sent in each turn of `tunnel_goodput` and `fetch_goodput`, in MiB
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     mib: u16,
     /// Where the stores that are measured lie while it runs; beside this program if left out
@@ -33,44 +46,143 @@ struct Arguments {
     scale: u16,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-enum Name {
-    /// Bytes through one stream of a tunnel, over the best rate of bare calls between the same two nodes
-    TunnelGoodput,
-    /// All figures about the store, each beside iroh's file store
-    Store,
-    /// Storing one blob of 1 GiB, until it would survive a power cut, in MB/s
-    StoreImportLarge,
-    /// Reading it, verified, in MB/s
-    StoreReadLarge,
-    /// Storing 10,000 blobs of 20 KiB, 16 at a time, until they would survive a power cut, in blobs a second
-    StoreImportSmall,
-    /// Reading them in another order, 16 at a time, in blobs a second
-    StoreReadSmall,
-    /// Reading 64 KiB at random places of 1 GiB, verified, in MB/s
-    StoreRandomRead,
-    /// Opening a store with 100,000 blobs, in milliseconds; the baseline opens the same tables and nothing else, and less
-    /// is better
-    StoreOpen,
-    /// The most memory that all of this takes beyond that of a Veilid node with an empty store, in MiB; the baseline is
-    /// what is allowed, and less is better
-    StoreMemory,
-    #[value(hide = true)]
-    StoreMemoryChild,
+/// Every figure, and what it says.
+const FIGURES: &[(&str, &str)] = &[
+    (
+        "tunnel_goodput",
+        "bytes through one stream of a tunnel, in MB/s; the baseline is the best rate of bare calls between the same two nodes",
+    ),
+    (
+        "fetch_goodput",
+        "a file through a group, sealed, verified and stored, in MB/s; the baseline is the same",
+    ),
+    (
+        "vs_stop_and_wait_0",
+        "a file of 16 MiB through a group, in MB/s; the baseline sends 28 KiB a call and waits for the answer to each",
+    ),
+    (
+        "vs_stop_and_wait_100",
+        "the same with 100 ms added to each round trip",
+    ),
+    (
+        "vs_stop_and_wait_300",
+        "the same with 300 ms added to each round trip",
+    ),
+    (
+        "vs_fixed_window_0",
+        "a file of 16 MiB through a group, in MB/s; the baseline has twenty calls in flight that are answered with 32,000 bytes each",
+    ),
+    (
+        "vs_fixed_window_100",
+        "the same with 100 ms added to each round trip",
+    ),
+    (
+        "vs_fixed_window_300",
+        "the same with 300 ms added to each round trip",
+    ),
+    (
+        "parallel_2",
+        "a file of 8 MiB from two holders whose links carry 1 MB/s each, in MB/s; the baseline has one holder",
+    ),
+    ("parallel_4", "the same from four"),
+    (
+        "many_small",
+        "1,000 files of 4 KiB, in files a second, and calls for each; the baseline is one bare call for each",
+    ),
+    (
+        "mobile",
+        "a file of 8 MiB to a device on a simulated cellular link, in MB/s; the baseline is the best rate of bare calls on that link",
+    ),
+    (
+        "mobile_bad",
+        "the same on a bad day of that link, once, and whether it ends in time",
+    ),
+    (
+        "resume",
+        "what is received twice of a file when the fetching process is killed half way, in files; less is better",
+    ),
+    (
+        "first_byte",
+        "from the wish for a file to its first verified byte, in milliseconds; the baseline is a round trip through the tunnel, with 100 ms added; less is better",
+    ),
+    (
+        "fetch_memory",
+        "memory above idle while a file of 1 GiB is put and fetched, in MiB; the baseline is the same for 64 MiB, and less is better",
+    ),
+    (
+        "idle",
+        "what passes the link of a device in one group in which nothing happens, in kB a minute; the baseline is a node without a group, and less is better",
+    ),
+    (
+        "store_import_large",
+        "storing one blob of 1 GiB, until it would survive a power cut, in MB/s; the baseline of all that is stored is iroh's file store",
+    ),
+    ("store_read_large", "reading it, verified, in MB/s"),
+    (
+        "store_random_read",
+        "reading 64 KiB at random places of 1 GiB, verified, in MB/s",
+    ),
+    (
+        "store_import_small",
+        "storing 10,000 blobs of 20 KiB, 16 at a time, until they would survive a power cut, in blobs a second",
+    ),
+    (
+        "store_read_small",
+        "reading them in another order, 16 at a time, in blobs a second",
+    ),
+    (
+        "store_open",
+        "opening a store with 100,000 blobs, in milliseconds; the baseline opens the same tables and nothing else, and less is better",
+    ),
+    (
+        "store_memory",
+        "the most memory that all of this takes beyond that of a Veilid node with an empty store, in MiB; the baseline is what is allowed, and less is better",
+    ),
+];
+
+/// What can be asked for: each figure, and what several of them begin with.
+fn names() -> Vec<&'static str> {
+    let mut names: Vec<&'static str> = FIGURES
+        .iter()
+        .flat_map(|(figure, _)| {
+            figure
+                .match_indices('_')
+                .map(|(at, _)| &figure[..at])
+                .chain([*figure])
+        })
+        .chain([STORE_MEMORY_CHILD])
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+fn figures() -> String {
+    let lines: String = FIGURES
+        .iter()
+        .map(|(name, says)| format!("\n  {name}: {says}"))
+        .collect();
+    format!("Figures:{lines}")
+}
+
+impl Arguments {
+    /// Whether a figure was asked for: by its name, or by what the names of several begin with.
+    fn wants(&self, figure: &str) -> bool {
+        let Some(name) = self.name.as_deref() else {
+            return true;
+        };
+        if FIGURES.iter().any(|(known, _)| *known == name) {
+            return figure == name;
+        }
+        figure
+            .strip_prefix(name)
+            .is_some_and(|rest| rest.starts_with('_'))
+    }
+}
+
+type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    // The store would only warn, each time that it is opened, that its key lies in a plain file here.
-    if arguments
-        .name
-        .is_none_or(|name| name == Name::TunnelGoodput)
-    {
-        devnet::trace_to_stderr();
-    }
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -78,7 +190,15 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(run(&arguments)) {
+    let done = if std::env::args_os()
+        .nth(1)
+        .is_some_and(|first| first == CHILD)
+    {
+        runtime.block_on(child::run())
+    } else {
+        runtime.block_on(run(&Arguments::parse()))
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("save-bench: {error}");
@@ -88,14 +208,31 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {
-    match arguments.name {
-        Some(Name::TunnelGoodput) => tunnel::run(arguments).await,
-        Some(name) => store::run(arguments, name).await,
-        None => {
-            tunnel::run(arguments).await?;
-            store::run(arguments, Name::Store).await
-        }
+    if arguments.wants("tunnel_goodput") {
+        goodput::tunnel(arguments).await?;
     }
+    if arguments.wants("fetch_goodput") {
+        goodput::fetch(arguments).await?;
+    }
+    links::long(arguments).await?;
+    links::parallel(arguments).await?;
+    if arguments.wants("many_small") {
+        files::small(arguments).await?;
+    }
+    links::mobile(arguments).await?;
+    if arguments.wants("resume") {
+        files::resume(arguments).await?;
+    }
+    if arguments.wants("first_byte") {
+        files::first_byte(arguments).await?;
+    }
+    if arguments.wants("fetch_memory") {
+        rest::memory(arguments).await?;
+    }
+    if arguments.wants("idle") {
+        rest::idle(arguments).await?;
+    }
+    store::run(arguments).await
 }
 
 /// Megabytes a second.

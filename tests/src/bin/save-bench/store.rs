@@ -11,7 +11,10 @@ use store_adapter::{Protection, StoreOptions, VeilidStore};
 use tempfile::TempDir;
 use veilid_core::{VeilidAPI, VeilidConfig, api_startup};
 
-use crate::{Arguments, MIB, Name, Result, report::Figure};
+use crate::{
+    Arguments, MIB, Result, STORE_MEMORY_CHILD,
+    report::{Figure, Limit},
+};
 
 /// How much is stored.
 #[derive(Debug, Clone, Copy)]
@@ -39,58 +42,55 @@ impl Sizes {
 }
 
 /// Measures what was asked for.
-pub(crate) async fn run(arguments: &Arguments, name: Name) -> Result<()> {
-    let dir = directory(arguments)?;
-    let sizes = Sizes::new(arguments);
-    if name == Name::StoreMemoryChild {
-        return memory::child(dir.path(), sizes).await;
+pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.name.as_deref() == Some(STORE_MEMORY_CHILD) {
+        return memory::child(directory(arguments)?.path(), Sizes::new(arguments)).await;
     }
-    let wanted = |one: Name| name == Name::Store || name == one;
-    let node = Node::start(dir.path()).await?;
     let large = [
-        Name::StoreImportLarge,
-        Name::StoreReadLarge,
-        Name::StoreRandomRead,
+        ("store_import_large", 0.5),
+        ("store_read_large", 0.5),
+        ("store_random_read", 0.3),
     ];
-    if large.into_iter().any(wanted) {
-        let figures = large_blob(arguments, &node, dir.path(), sizes).await?;
-        for ((name, title), figure) in large
-            .into_iter()
-            .zip([
-                "store_import_large",
-                "store_read_large",
-                "store_random_read",
-            ])
-            .zip(figures)
-        {
-            if wanted(name) {
-                figure.print(arguments.json, title, "MB/s");
-            }
+    let small = [("store_import_small", 2.0), ("store_read_small", 1.0)];
+    let wanted =
+        |figures: &[(&str, f64)]| figures.iter().any(|(figure, _)| arguments.wants(figure));
+    if wanted(&large) || wanted(&small) || arguments.wants("store_open") {
+        let dir = directory(arguments)?;
+        let sizes = Sizes::new(arguments);
+        let node = Node::start(dir.path()).await?;
+        if wanted(&large) {
+            let figures = large_blob(arguments, &node, dir.path(), sizes).await?;
+            print(arguments, &large, &figures, "MB/s");
         }
-    }
-    let small = [Name::StoreImportSmall, Name::StoreReadSmall];
-    if small.into_iter().any(wanted) {
-        let figures = small_blobs(arguments, &node, dir.path(), sizes).await?;
-        for ((name, title), figure) in small
-            .into_iter()
-            .zip(["store_import_small", "store_read_small"])
-            .zip(figures)
-        {
-            if wanted(name) {
-                figure.print(arguments.json, title, "blobs/s");
-            }
+        if wanted(&small) {
+            let figures = small_blobs(arguments, &node, dir.path(), sizes).await?;
+            print(arguments, &small, &figures, "blobs/s");
         }
+        if arguments.wants("store_open") {
+            let figure = open::measure(arguments, &node, dir.path(), sizes).await?;
+            figure.print(arguments.json, "store_open", "ms", &[Limit::RatioTo(2.0)]);
+        }
+        node.stop().await;
     }
-    if wanted(Name::StoreOpen) {
-        let figure = open::measure(arguments, &node, dir.path(), sizes).await?;
-        figure.print(arguments.json, "store_open", "ms");
-    }
-    node.stop().await;
-    if wanted(Name::StoreMemory) {
+    if arguments.wants("store_memory") {
         let figure = memory::measure(arguments).await?;
-        figure.print(arguments.json, "store_memory", "MiB");
+        figure.print(
+            arguments.json,
+            "store_memory",
+            "MiB",
+            &[Limit::RatioTo(1.0)],
+        );
     }
     Ok(())
+}
+
+/// Prints what was asked for; each name stands with the ratio that it has to reach.
+fn print(arguments: &Arguments, names: &[(&str, f64)], figures: &[Figure], unit: &str) {
+    for ((name, least), figure) in names.iter().zip(figures) {
+        if arguments.wants(name) {
+            figure.print(arguments.json, name, unit, &[Limit::RatioFrom(*least)]);
+        }
+    }
 }
 
 /// Importing, reading and reading parts of one large blob.

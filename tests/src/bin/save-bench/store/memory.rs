@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
 use super::{Node, Sizes, work};
-use crate::{Arguments, Result, report::Figure};
+use crate::{Arguments, Result, STORE_MEMORY_CHILD, report::Figure};
 
 /// What is allowed, in MiB.
 const LIMIT: f64 = 64.0;
@@ -22,7 +22,7 @@ pub(super) async fn measure(arguments: &Arguments) -> Result<Figure> {
     for _ in 0..arguments.rounds {
         let mut child = Command::new(std::env::current_exe()?);
         child
-            .args(["store_memory_child", "--scale"])
+            .args([STORE_MEMORY_CHILD, "--scale"])
             .arg(arguments.scale.to_string())
             .stdin(Stdio::null())
             .stderr(Stdio::inherit());

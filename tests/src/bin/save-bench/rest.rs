@@ -1,0 +1,97 @@
+//! What devices take in memory while a large file passes, and in calls and bytes while nothing does.
+
+use std::time::Duration;
+
+use devnet::Devnet;
+
+use crate::{
+    Arguments, MIB, Result,
+    device::Device,
+    goodput::Pair,
+    report::{Figure, Limit},
+};
+
+/// The files that pass, in MiB.
+const LARGE: u64 = 1_024;
+const SMALL: u64 = 64;
+/// Until what starting set off is over, and its memory given back.
+const SETTLE: Duration = Duration::from_secs(20);
+/// How long nothing happens.
+const IDLE: Duration = Duration::from_secs(180);
+
+/// `fetch_memory`: how far the memory of holder and fetcher goes above what they need when idle, while a large file is put and
+/// fetched; the higher of the two, in MiB. The baseline is the same for a small file. New devices each time.
+pub(crate) async fn memory(arguments: &Arguments) -> Result<()> {
+    let mut figure = Figure::default();
+    let large = (LARGE / u64::from(arguments.scale)).max(SMALL);
+    for _ in 0..arguments.rounds {
+        let (small, _) = peaks(SMALL).await?;
+        let (value, each) = peaks(large).await?;
+        figure.push(value, small);
+        for (name, peak) in ["holder", "fetcher"].into_iter().zip(each) {
+            figure.push_more(name, peak);
+        }
+    }
+    figure.print(
+        arguments.json,
+        "fetch_memory",
+        "MiB",
+        &[Limit::ValueTo(150.0), Limit::RatioTo(1.1)],
+    );
+    Ok(())
+}
+
+/// The higher of both peaks above idle, and both, in MiB.
+async fn peaks(mib: u64) -> Result<(f64, [f64; 2])> {
+    let devnet = Devnet::start(devnet::MIN_NODES).await?;
+    let pair = Pair::start(&devnet, "holder", "fetcher").await?;
+    tokio::time::sleep(SETTLE).await;
+    let idle = [
+        pair.holder.memory().await?.now,
+        pair.fetcher.memory().await?.now,
+    ];
+    pair.fetcher
+        .exchange(&pair.holder, &pair.keys, "large", mib * MIB as u64)
+        .await?;
+    let peak = [
+        pair.holder.memory().await?.peak,
+        pair.fetcher.memory().await?.peak,
+    ];
+    let mut each = [0.0; 2];
+    for ((above, peak), idle) in each.iter_mut().zip(peak).zip(idle) {
+        *above = peak.saturating_sub(idle) as f64 / 1024.0;
+    }
+    pair.stop().await?;
+    devnet.stop().await?;
+    Ok((each[0].max(each[1]), each))
+}
+
+/// `idle`: what a device in one group does in a minute in which nothing happens: bytes over its link, in kB, beside those of a
+/// node without a group, and calls of its tunnels. A round takes three minutes, of which one is enough.
+pub(crate) async fn idle(arguments: &Arguments) -> Result<()> {
+    let devnet = Devnet::start(devnet::MIN_NODES).await?;
+    let pair = Pair::start(&devnet, "holder", "member").await?;
+    let bare = Device::start(&devnet, "bare").await?;
+    pair.fetcher
+        .exchange(&pair.holder, &pair.keys, "file", MIB as u64)
+        .await?;
+    tokio::time::sleep(SETTLE).await;
+    let mut figure = Figure::default();
+    let minutes = IDLE.as_secs_f64() / 60.0;
+    for _ in 0..arguments.rounds.div_ceil(3) {
+        let before = [pair.fetcher.counts().await?, bare.counts().await?];
+        tokio::time::sleep(IDLE).await;
+        let member = pair.fetcher.counts().await?.since(&before[0]);
+        let bare = bare.counts().await?.since(&before[1]);
+        let kilobytes = |bytes: u64| bytes as f64 / minutes / 1e3;
+        figure.push(kilobytes(member.link), kilobytes(bare.link));
+        let calls = (member.calls + member.answers) as f64 / minutes;
+        figure.push_more("calls", calls);
+        let bytes = (member.sent + member.received) as f64 / minutes;
+        figure.push_more("call_bytes", bytes);
+    }
+    figure.print(arguments.json, "idle", "kB/min", &[]);
+    bare.stop().await?;
+    pair.stop().await?;
+    Ok(devnet.stop().await?)
+}
