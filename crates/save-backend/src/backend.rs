@@ -339,6 +339,7 @@ impl Backend {
         drop(groups);
         self.inner.context.tunnels.close().await;
         self.inner.context.records.close().await;
+        self.inner.context.ledger.close();
         let closed = self.inner.context.store.close().await;
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
