@@ -34,9 +34,9 @@ use crate::{
 };
 
 /// How long a holder may take to say what it has.
-const ANSWER: Duration = Duration::from_secs(20);
+const ANSWER: Duration = Duration::from_secs(12);
 /// How long looking for everybody's current tunnels may take.
-const LOOK: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_secs(12);
 /// How often the scheduler looks at the clock while there is something to do.
 const TICK: Duration = Duration::from_millis(200);
 /// How often the tunnels that are known from earlier are taken up again.
