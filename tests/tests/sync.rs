@@ -216,7 +216,7 @@ async fn a_liar_costs_one_chunk_group() {
     cleo.members(&id, 3).await;
     cleo.list_until(&id, |paths| paths.len() == 1).await;
     // The honest one is slow enough that the liar gets his turn.
-    ana.host.limit_rate(3_000_000).await.unwrap();
+    ana.host.limit_rate(1_500_000).await.unwrap();
     assert!(cleo.get(&id, "film.bin").await == film, "the bytes differ");
     let ignored = cleo
         .on({

@@ -41,6 +41,10 @@ const LOOK: Duration = Duration::from_secs(12);
 const TICK: Duration = Duration::from_millis(200);
 /// How often the tunnels that are known from earlier are taken up again.
 const TAKE_UP: Duration = Duration::from_secs(3);
+/// How often everybody's current tunnels are looked for while something is wanted: others than those known may have it.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// What was found so recently need not be looked for again.
+const RECENT: Duration = Duration::from_secs(5);
 
 /// A blob to be fetched.
 #[derive(Clone, Copy, Debug)]
@@ -175,8 +179,7 @@ impl Engine {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic elsewhere leaves plain data behind, which stays usable.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn now(&self) -> Now {
@@ -391,8 +394,20 @@ struct Driver<'a> {
     jobs: JoinSet<()>,
     tasks: HashMap<TaskId, AbortHandle>,
     taken_up: Option<Instant>,
-    /// Whether everybody is being looked for.
-    looking: Arc<Mutex<bool>>,
+    looking: Arc<Mutex<Looking>>,
+}
+
+/// When everybody was looked for.
+#[derive(Debug, Default)]
+struct Looking {
+    now: bool,
+    last: Option<Instant>,
+}
+
+impl Looking {
+    fn within(&self, time: Duration) -> bool {
+        self.last.is_some_and(|last| last.elapsed() < time)
+    }
 }
 
 impl Driver<'_> {
@@ -403,6 +418,9 @@ impl Driver<'_> {
             self.taken_up = Some(Instant::now());
             let peers = members::devices(self.group, Fetch::Cached).await;
             take_up(&self.inner, &self.engine, peers, true);
+            if !lock(&self.looking).within(LOOK_AGAIN) {
+                self.look_for_everybody(Vec::new());
+            }
         }
         loop {
             let engine = self.engine.clone();
@@ -533,30 +551,47 @@ impl Driver<'_> {
 
     /// Looks for everybody's current tunnels, once at a time; then these blobs are tried with all of them.
     fn look_for_everybody(&mut self, hashes: Vec<Hash>) {
-        {
-            let mut looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
-            if std::mem::replace(&mut *looking, true) {
+        let recent = {
+            let mut looking = lock(&self.looking);
+            if looking.now {
                 return;
             }
-        }
+            looking.now = true;
+            looking.within(RECENT)
+        };
         let (group, engine, looking) = (
             self.group.clone(),
             self.engine.clone(),
             self.looking.clone(),
         );
         self.jobs.spawn(async move {
-            let peers = timeout(LOOK, members::devices(&group, Fetch::Network)).await;
-            let complete = peers.is_ok();
-            let peers = match peers {
-                Ok(peers) => peers,
-                Err(_) => members::devices(&group, Fetch::Cached).await,
-            };
-            take_up(&group.inner, &engine, peers, complete);
-            engine.lock().scheduler.try_all(&hashes);
-            *looking.lock().unwrap_or_else(PoisonError::into_inner) = false;
+            if !recent {
+                let peers = timeout(LOOK, members::devices(&group, Fetch::Network)).await;
+                let complete = peers.is_ok();
+                let peers = match peers {
+                    Ok(peers) => peers,
+                    Err(_) => members::devices(&group, Fetch::Cached).await,
+                };
+                take_up(&group.inner, &engine, peers, complete);
+            }
+            if !hashes.is_empty() {
+                engine.lock().scheduler.try_all(&hashes);
+            }
+            {
+                let mut looking = lock(&looking);
+                looking.now = false;
+                if !recent {
+                    looking.last = Some(Instant::now());
+                }
+            }
             engine.changed.notify_one();
         });
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves plain data behind, which stays usable.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn peer(state: &State, holder: HolderId) -> Option<Arc<Peer>> {

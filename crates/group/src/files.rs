@@ -167,7 +167,12 @@ impl Group {
         } else {
             let waiting = self.begin_wanting(member, Some(path)).await?;
             let outcome = self.bring_here(&entry, on_progress).await;
-            waiting.end(outcome.is_ok()).await?;
+            // What can never be had need not stay wanted.
+            let settled = outcome
+                .as_ref()
+                .err()
+                .is_none_or(|error| !error.is_retryable());
+            waiting.end(settled).await?;
             outcome?;
         }
         Ok(repo.read(path).await?)

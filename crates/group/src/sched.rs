@@ -696,11 +696,16 @@ impl Scheduler {
     /// Those in the first list may be had when everybody is looked for anew; for those in the second that was done.
     pub(crate) fn stuck(&self, now: Now) -> (Vec<Hash>, Vec<Hash>) {
         let (mut first, mut last) = (Vec::new(), Vec::new());
+        let parts = self.tasks.values().flat_map(|task| &task.parts);
+        let flying: HashSet<Hash> = parts
+            .filter(|part| !part.done)
+            .map(|part| part.hash)
+            .collect();
         for hash in self.order.values() {
             let Some(blob) = self.blobs.get(hash) else {
                 continue;
             };
-            if !blob.is_open() || blob.todo.is_empty() || self.is_flying(hash) {
+            if !blob.is_open() || blob.todo.is_empty() || flying.contains(hash) {
                 continue;
             }
             let hope = self.holders.values().any(|holder| {
