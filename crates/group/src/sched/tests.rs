@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use bao_tree::ChunkNum;
 
 use super::*;
+use crate::have::Holding;
 
 const MS: Duration = Duration::from_millis(1);
 const STEP: Duration = Duration::from_millis(5);
