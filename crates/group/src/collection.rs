@@ -1,17 +1,14 @@
 //! Bringing a member's collection here: the list of their files, not the files themselves.
 
-use dht_records::Fetch;
 use iroh_blobs::Hash;
 use repo::Repo;
 use veilid_core::PublicKey;
 
 use crate::{
     Error, Group, GroupEvent, Result,
-    fetch::{self, Want},
-    ignore::Fault,
-    members,
-    peers::Peer,
+    engine::{Ticket, Wanted},
     progress::Reporter,
+    sched::Kind,
 };
 
 /// No hash sequence or list of names of a collection is larger, in bytes.
@@ -35,7 +32,8 @@ impl Group {
             return Ok(());
         };
         let root = Hash::from_bytes(root.hash);
-        let _one_at_a_time = self.inner.syncing.lock().await;
+        let lock = self.inner.syncing(member);
+        let _one_at_a_time = lock.lock().await;
         if repo
             .held_root()
             .await?
@@ -45,85 +43,53 @@ impl Group {
         }
         self.fetch_collection(&repo, root).await?;
         self.refresh_reach(&repo).await?;
+        self.inner.queue.wake();
         self.inner.emit(GroupEvent::CollectionSynced {
             repo: member.clone(),
         });
         Ok(())
     }
 
+    /// Three round trips when nothing of it is here: who has the root; the root with its list of names; the shards with theirs.
     async fn fetch_collection(&self, repo: &Repo, root: Hash) -> Result<()> {
         let store = &self.inner.ctx.store;
         // Held until the root is adopted, so that a collection of garbage takes nothing away in between.
         let held = store.protect(root).await;
-        self.fetch_metadata(&[root]).await?;
-        let children = self.children(root).await?;
+        // Kept as well, so that whoever had the root is asked for its shards at once.
+        let _root = self.fetch_collections(&[root], None).await?;
+        let children = store.links(root).await?.ok_or(Error::BadMessage {
+            what: "hash sequence",
+        })?;
         if children.len() > ROOT_CHILDREN {
             return Err(Error::BadMessage {
                 what: "collection root",
             });
         }
-        self.fetch_metadata(&children).await?;
-        // The first child of each sequence is its list of names.
-        let mut names = Vec::new();
-        for shard in children.iter().skip(1) {
-            names.extend(self.children(*shard).await?.first().copied());
-        }
-        self.fetch_metadata(&names).await?;
+        let mut shards: Vec<Hash> = children.into_iter().skip(1).collect();
+        // Empty shards are all the same blob.
+        shards.sort_unstable();
+        shards.dedup();
+        self.fetch_collections(&shards, Some(root)).await?;
         repo.adopt(root).await?;
         drop(held);
         Ok(())
     }
 
-    async fn children(&self, sequence: Hash) -> Result<Vec<Hash>> {
-        self.inner
-            .ctx
-            .store
-            .links(sequence)
-            .await?
-            .ok_or(Error::BadMessage {
-                what: "hash sequence",
-            })
-    }
-
-    async fn fetch_metadata(&self, hashes: &[Hash]) -> Result<()> {
-        let wants: Vec<Want> = hashes
+    async fn fetch_collections(&self, hashes: &[Hash], like: Option<Hash>) -> Result<Vec<Ticket>> {
+        let wanted: Vec<Wanted> = hashes
             .iter()
-            .map(|hash| Want {
+            .map(|hash| Wanted {
                 hash: *hash,
+                kind: Kind::Collection,
                 size: None,
                 limit: LIMIT,
+                like,
             })
             .collect();
-        self.fetch(&wants, &Reporter::silent()).await
-    }
-
-    /// Fetches blobs from everybody who has them. Looks for fresh tunnels once when nobody can give them.
-    pub(crate) async fn fetch(&self, wants: &[Want], reporter: &Reporter) -> Result<()> {
-        let mut last = Error::MemberDoesNotAnswer;
-        for freshness in [Fetch::Cached, Fetch::Network] {
-            let peers = members::peers(self, freshness).await?;
-            if peers.is_empty() {
-                continue;
-            }
-            let store: &iroh_blobs::api::Store = &self.inner.ctx.store;
-            match fetch::fetch(store, &peers, wants, reporter, &|peer, fault| {
-                self.note(peer, fault);
-            })
-            .await
-            {
-                Err(error @ Error::NobodyHas { .. }) => last = error,
-                outcome => return outcome,
-            }
+        let mut tickets = self.inner.engine.want(&wanted).await?;
+        for ticket in &mut tickets {
+            ticket.done(&Reporter::silent()).await?;
         }
-        Err(last)
-    }
-
-    /// Remembers how a member's device behaved.
-    pub(crate) fn note(&self, peer: &Peer, fault: Option<Fault>) {
-        let mut ignore = self.inner.ignore();
-        match fault {
-            None => ignore.forgive(&peer.id),
-            Some(fault) => ignore.strike(peer.id.clone(), fault, tokio::time::Instant::now()),
-        }
+        Ok(tickets)
     }
 }

@@ -56,6 +56,12 @@ pub enum Error {
         /// The limit in bytes.
         limit: u64,
     },
+    /// As much is wanted and not here yet as this device remembers. Forget some of it first.
+    #[error("more than {limit} files are wanted already")]
+    TooManyWanted {
+        /// The limit.
+        limit: usize,
+    },
     /// A message of another member is malformed.
     #[error("malformed message: {what}")]
     BadMessage {
@@ -93,6 +99,7 @@ impl Error {
             | Self::GroupFull { .. }
             | Self::NoSuchMember
             | Self::TooLarge { .. }
+            | Self::TooManyWanted { .. }
             | Self::BadMessage { .. }
             | Self::ReadOnly
             | Self::Closed => false,

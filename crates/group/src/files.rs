@@ -3,21 +3,28 @@
 use std::time::Duration;
 
 use dht_records::Fetch;
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{
+    StreamExt,
+    stream::{self, FuturesUnordered},
+};
 use repo::{Entry, EntryPath, FileReader, Repo, Source, WriteOptions, seal::Layout};
 use tokio::time::timeout;
 use veilid_core::PublicKey;
 
 use crate::{
     Error, Group, Ignored, Result,
-    fetch::{self, Want},
+    engine::Wanted,
     group::Inner,
+    have::{self, Holding},
     members,
     progress::{FetchState, OnProgress, Reporter},
+    sched::Kind,
 };
 
 /// How long a ping waits for an answer.
 const PING: Duration = Duration::from_secs(30);
+/// Collections that are fetched at the same time.
+const COLLECTIONS: usize = 16;
 
 /// A file of some member.
 #[derive(Clone, Debug)]
@@ -95,7 +102,7 @@ impl Group {
     /// # Errors
     /// Those of the store.
     pub async fn is_here(&self, entry: &Entry) -> Result<bool> {
-        fetch::is_complete(&self.inner.ctx.store, entry.blob).await
+        self.inner.engine.is_here(entry.blob, Kind::Blob).await
     }
 
     /// Which members have a file at a path, as far as their lists are here, and what they say of it.
@@ -113,15 +120,24 @@ impl Group {
         Ok(found)
     }
 
-    /// Brings every member's collection here; who does not answer is left for later. Whether all of them are here now.
+    /// Brings every member's collection here, all at once; who does not answer is left for later. Whether all of them are here now.
     pub(crate) async fn sync_collections(&self) -> bool {
-        let mut all = true;
         let own = self.own_repo().public_key().clone();
-        for known in self.known_members() {
-            if known.slot.repo == own {
-                continue;
-            }
-            if let Err(error) = self.sync_collection(&known.slot.repo).await {
+        let members: Vec<PublicKey> = self
+            .known_members()
+            .into_iter()
+            .map(|known| known.slot.repo)
+            .filter(|repo| *repo != own)
+            .collect();
+        // Collected first: a closure inside the stream would not be general enough for a caller that has to be `Send`.
+        let syncs: Vec<_> = members
+            .iter()
+            .map(|member| self.sync_collection(member))
+            .collect();
+        let mut syncs = stream::iter(syncs).buffer_unordered(COLLECTIONS);
+        let mut all = true;
+        while let Some(outcome) = syncs.next().await {
+            if let Err(error) = outcome {
                 tracing::debug!(%error, "a member's collection cannot be had now");
                 all = false;
             }
@@ -131,61 +147,75 @@ impl Group {
 
     /// A member's file, fetched first where it is not here. Reading needs no network once all of it is here.
     ///
+    /// Until it is here the file is [wanted](Self::wanted): where this fails for want of a holder, or the process ends, fetching it goes
+    /// on by itself. Dropping the future takes that back.
+    ///
     /// # Errors
-    /// [`repo::Error::NoSuchFile`] within [`Error::Repo`]; [`Error::NobodyHas`], [`Error::MemberDoesNotAnswer`].
+    /// [`repo::Error::NoSuchFile`] within [`Error::Repo`]; [`Error::NobodyHas`], [`Error::MemberDoesNotAnswer`];
+    /// [`Error::TooManyWanted`].
     pub async fn read(
         &self,
         member: &PublicKey,
         path: &EntryPath,
         on_progress: Option<OnProgress>,
     ) -> Result<FileReader> {
-        let repo = if *member == self.own_repo().public_key().clone() {
-            self.own_repo().clone()
-        } else {
-            self.known_member(member)?;
-            self.repo(member).await?
-        };
+        let repo = self.repo_of(member).await?;
         let entry = repo.entry(path).await?.ok_or(repo::Error::NoSuchFile)?;
-        self.bring_here(&repo, &entry, on_progress).await?;
+        if self.is_here(&entry).await? {
+            let size = sealed_size(&entry)?;
+            Reporter::new(size, Some(size), on_progress).state(FetchState::Stored);
+        } else {
+            let waiting = self.begin_wanting(member, Some(path)).await?;
+            let outcome = self.bring_here(&entry, on_progress).await;
+            // What can never be had need not stay wanted.
+            let settled = outcome
+                .as_ref()
+                .err()
+                .is_none_or(|error| !error.is_retryable());
+            waiting.end(settled).await?;
+            outcome?;
+        }
         Ok(repo.read(path).await?)
     }
 
-    async fn bring_here(
+    /// The repo of a member, this one included.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMember`]; those of the local disk.
+    pub(crate) async fn repo_of(&self, member: &PublicKey) -> Result<Repo> {
+        if member != self.own_repo().public_key() {
+            self.known_member(member)?;
+        }
+        self.repo(member).await
+    }
+
+    /// Fetches a file, and waits until it is verified and on disk.
+    pub(crate) async fn bring_here(
         &self,
-        repo: &Repo,
         entry: &Entry,
         on_progress: Option<OnProgress>,
     ) -> Result<()> {
-        let size = Layout::of_plain(entry.size)
-            .map_err(repo::Error::from)?
-            .sealed_len();
-        if self.is_here(entry).await? {
-            let reporter = Reporter::new(size, Some(size), on_progress);
-            reporter.state(FetchState::Stored);
-            return Ok(());
+        let wanted = wanted_blob(entry)?;
+        let reporter = Reporter::new(0, wanted.size, on_progress);
+        for ticket in &mut self.inner.engine.want(&[wanted]).await? {
+            ticket.done(&reporter).await?;
         }
-        let store = &self.inner.ctx.store;
-        let _held = store
-            .tags()
-            .temp_tag(entry.blob)
-            .await
-            .map_err(|e| Error::Store(std::io::Error::other(e)))?;
-        let done = fetch::bytes_here(store, entry.blob).await?.min(size);
-        let reporter = Reporter::new(done, Some(size), on_progress);
-        let want = Want {
-            hash: entry.blob,
-            size: Some(size),
-            limit: size,
-        };
-        self.fetch(&[want], &reporter).await?;
-        reporter.state(FetchState::Verifying);
-        if !self.is_here(entry).await? {
-            return Err(Error::NobodyHas {
-                missing: vec![entry.blob],
-            });
-        }
+        self.note_obtained().await;
         reporter.state(FetchState::Stored);
-        self.refresh_reach(repo).await
+        Ok(())
+    }
+
+    /// Writes down which files were obtained in this group.
+    pub(crate) async fn note_obtained(&self) {
+        if let Err(error) = self.inner.held.write(&self.inner.ledger).await {
+            // The file is here all the same. Others are told of it until this device restarts.
+            tracing::warn!(%error, "what was obtained is not written down");
+        }
+    }
+
+    /// Bytes of blobs that came from other members since this group was opened, as they travel but without what the protocol adds.
+    pub fn bytes_received(&self) -> u64 {
+        self.inner.engine.received()
     }
 
     /// Calls all devices of a member and says how long the fastest took to answer.
@@ -230,26 +260,42 @@ impl Group {
     /// # Errors
     /// Those of the local disk.
     pub async fn holders(&self, entry: &Entry) -> Result<Vec<PublicKey>> {
-        let peers = members::peers(self, Fetch::Cached).await?;
+        let peers = members::devices(self, Fetch::Cached).await;
         let mut questions: FuturesUnordered<_> = peers
             .iter()
             .map(async |peer| {
                 let hashes = [entry.blob];
-                let answer = timeout(PING, fetch::ask(peer, &hashes)).await;
+                let answer = timeout(PING, have::ask(peer, &hashes)).await;
                 (peer, answer)
             })
             .collect();
         let mut holders = Vec::new();
         while let Some((peer, answer)) = questions.next().await {
             if let Ok(Ok(holdings)) = answer
-                && matches!(
-                    holdings.get(&entry.blob),
-                    Some(crate::have::Holding::Complete { .. })
-                )
+                && matches!(holdings.first(), Some((_, Holding::Complete { .. })))
             {
                 holders.push(peer.id.repo.clone());
             }
         }
         Ok(holders)
     }
+}
+
+/// The size of a file as it travels and lies in the store.
+pub(crate) fn sealed_size(entry: &Entry) -> Result<u64> {
+    Ok(Layout::of_plain(entry.size)
+        .map_err(repo::Error::from)?
+        .sealed_len())
+}
+
+/// What is to be fetched of a file.
+pub(crate) fn wanted_blob(entry: &Entry) -> Result<Wanted> {
+    let size = sealed_size(entry)?;
+    Ok(Wanted {
+        hash: entry.blob,
+        kind: Kind::Blob,
+        size: Some(size),
+        limit: size,
+        like: None,
+    })
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use dht_records::{DeviceId, Fetch, GroupAccess, GroupMetadata, GroupRecord, Purpose, Records};
-use repo::{Clock, Repo, RepoContext};
+use repo::{Clock, EntryPath, Repo, RepoContext};
 use store_adapter::VeilidStore;
 use tokio::{
     sync::{Notify, broadcast, watch},
@@ -19,11 +19,15 @@ use tunnels::{Listener, Psk, Tunnels};
 use veilid_core::{KeyPair, PublicKey};
 
 use crate::{
-    Error, Result,
+    Error, Ledger, Result, Serving,
+    engine::Engine,
+    held::Held,
     ignore::IgnoreList,
+    ledger::GroupLedger,
     members::Known,
     peers::{PeerId, Peers},
     serve::Reach,
+    wanted::Queue,
 };
 
 /// How long joining waits for the group to answer.
@@ -44,6 +48,10 @@ pub struct GroupContext {
     pub device: DeviceId,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
+    /// What the node remembers of its groups beside the files.
+    pub ledger: Ledger,
+    /// How much the node serves at once.
+    pub serving: Serving,
 }
 
 impl GroupContext {
@@ -94,6 +102,20 @@ pub enum GroupEvent {
     Published,
     /// This device can be reached by the others, on a tunnel that is published.
     Reachable,
+    /// A file that was wanted is here, verified and on disk.
+    WantedStored {
+        /// Whose.
+        repo: PublicKey,
+        /// Which.
+        path: EntryPath,
+    },
+    /// A file that was wanted is no longer in its member's collection, and so is not wanted any more.
+    WantedGone {
+        /// Whose.
+        repo: PublicKey,
+        /// Which.
+        path: EntryPath,
+    },
     /// Something did not work; it is tried again by itself.
     Retrying {
         /// What, for people.
@@ -119,9 +141,13 @@ pub(crate) struct Inner {
     pub(crate) peers: Peers,
     ignore: Mutex<IgnoreList<PeerId>>,
     pub(crate) reach: Arc<Reach>,
+    pub(crate) held: Arc<Held>,
+    pub(crate) ledger: GroupLedger,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) queue: Queue,
     pub(crate) listener: tokio::sync::Mutex<Option<Arc<Listener>>>,
     /// One collection is fetched once at a time.
-    pub(crate) syncing: tokio::sync::Mutex<()>,
+    syncing: Mutex<HashMap<PublicKey, Arc<tokio::sync::Mutex<()>>>>,
     /// What repos reach is looked up once at a time.
     pub(crate) reaching: tokio::sync::Mutex<()>,
     /// A member's root changed, whoever saw it first.
@@ -153,6 +179,12 @@ impl Inner {
     pub(crate) fn emit(&self, event: GroupEvent) {
         // Nobody listening is fine.
         let _ = self.events.send(event);
+    }
+
+    /// Held while the collection of a member is fetched.
+    pub(crate) fn syncing(&self, member: &PublicKey) -> Arc<tokio::sync::Mutex<()>> {
+        let mut syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        syncing.entry(member.clone()).or_default().clone()
     }
 
     /// A local change is to be published.
@@ -245,20 +277,36 @@ impl Group {
         )
         .await?;
         let group = Self::assemble(ctx, access, record, own, secrets.repo.clone(), &secrets.me);
+        group.take_up_ledger().await?;
         group.take_up_slots(Fetch::Cached).await?;
+        let mut all = true;
         for repo in group.other_repos().await? {
             // What one member published must not keep this device from its own files.
             if let Err(error) = group.refresh_reach(&repo).await {
                 tracing::warn!(%error, "a member's collection cannot be read");
+                all = false;
             }
         }
         if let Err(error) = group.refresh_reach(group.own_repo()).await {
             tracing::warn!(%error, "the own collection cannot be read");
         }
+        if all {
+            group.inner.held.tidy(|hash| group.inner.reach.names(hash));
+        }
         if group.is_behind().await? {
             group.inner.changed();
         }
         Ok(group)
+    }
+
+    /// Reads what this device remembers of the group beside the files.
+    async fn take_up_ledger(&self) -> Result<()> {
+        for (_, row) in self.inner.ledger.load().await? {
+            if !self.inner.held.take_up(&row) && !self.inner.queue.take_up(&row) {
+                tracing::debug!("a row of a kind that this version does not know is left alone");
+            }
+        }
+        Ok(())
     }
 
     /// Whether something that was written here is not published.
@@ -289,8 +337,14 @@ impl Group {
     ) -> Self {
         let psk = Psk::from_bytes(*access.locator().derive(Purpose::TunnelPsk).as_bytes());
         let peers = Peers::new(ctx.tunnels.clone(), psk, ctx.device);
+        let held = Arc::new(Held::default());
         Self {
             inner: Arc::new(Inner {
+                reach: Arc::new(Reach::new(held.clone())),
+                held,
+                ledger: GroupLedger::new(ctx.ledger.clone(), &access),
+                engine: Arc::new(Engine::new((*ctx.store).clone())),
+                queue: Queue::default(),
                 ctx,
                 access,
                 record,
@@ -301,9 +355,8 @@ impl Group {
                 known: Mutex::default(),
                 peers,
                 ignore: Mutex::default(),
-                reach: Arc::default(),
                 listener: tokio::sync::Mutex::default(),
-                syncing: tokio::sync::Mutex::default(),
+                syncing: Mutex::default(),
                 reaching: tokio::sync::Mutex::default(),
                 roots_changed: Notify::new(),
                 dirty: Notify::new(),

@@ -7,7 +7,7 @@
 
 use iroh_blobs::Hash;
 
-use crate::Error;
+use crate::{Error, Result, peers::Peer, serve};
 
 /// The most hashes that one question may name; more are asked in several.
 pub(crate) const MAX_HASHES: usize = 1024;
@@ -102,6 +102,20 @@ pub(crate) fn decode_reply(bytes: &[u8], asked: usize) -> Result<Vec<Holding>, E
             }
         })
         .collect()
+}
+
+/// Asks one member which of at most [`MAX_HASHES`] blobs they have.
+///
+/// # Errors
+/// Those of the tunnel; [`Error::BadMessage`].
+pub(crate) async fn ask(peer: &Peer, hashes: &[Hash]) -> Result<Vec<(Hash, Holding)>> {
+    let hashes = hashes.get(..MAX_HASHES).unwrap_or(hashes);
+    let (mut send, mut recv) = peer.session.open(serve::HAVE).await?;
+    send.write_all(&encode_request(hashes)).await?;
+    send.finish()?;
+    let reply = recv.read_to_end(MAX_MESSAGE).await?;
+    let holdings = decode_reply(&reply, hashes.len())?;
+    Ok(hashes.iter().copied().zip(holdings).collect())
 }
 
 fn header(bytes: &[u8]) -> Result<(usize, &[u8]), Error> {

@@ -12,6 +12,8 @@ pub enum Fault {
     Silent,
     /// A byte that did not match its hash.
     Lied,
+    /// So slow that others again and again had to do its part of the work.
+    Starving,
 }
 
 /// A member who is being left alone.
@@ -27,6 +29,8 @@ pub struct Ignored {
 
 /// First delay after silence; it doubles with each further strike.
 const SILENT_BASE: Duration = Duration::from_secs(2);
+/// First delay after starving others.
+const STARVING_BASE: Duration = Duration::from_secs(15);
 /// First delay after a lie.
 const LIED_BASE: Duration = Duration::from_secs(60);
 /// No delay is longer.
@@ -66,6 +70,7 @@ impl<K: std::hash::Hash + Eq> IgnoreList<K> {
         let base = match fault {
             Fault::Silent => SILENT_BASE,
             Fault::Lied => LIED_BASE,
+            Fault::Starving => STARVING_BASE,
         };
         let doublings = entry.strikes.saturating_sub(1).min(16);
         entry.until = now + base.saturating_mul(1 << doublings).min(LONGEST);

@@ -4,22 +4,31 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod collection;
+mod engine;
 mod error;
-mod fetch;
 mod files;
 mod group;
 mod have;
+mod held;
 mod ignore;
+mod ledger;
 mod members;
 mod peers;
 mod progress;
+mod sched;
 mod serve;
 mod stream;
+mod sync;
 mod upkeep;
+mod wanted;
 
 pub use error::{Error, Result};
 pub use files::ListedFile;
 pub use group::{Group, GroupContext, GroupEvent, GroupSecrets};
 pub use ignore::{Fault, Ignored};
+pub use ledger::Ledger;
 pub use members::Member;
 pub use progress::{FetchProgress, FetchState, OnProgress};
+pub use serve::Serving;
+pub use sync::{OnSync, RepoSync, SyncProgress, SyncReport};
+pub use wanted::{MAX_WANTED, Wanted};

@@ -1,10 +1,14 @@
 //! Who is in the group, as its slots tell it.
 
+use std::{collections::HashSet, sync::Arc};
+
 use dht_records::{Fetch, Slot, SlotIndex, SlotValue};
+use futures::{StreamExt, stream::FuturesUnordered};
+use iroh_blobs::Hash;
 use repo::Repo;
 use veilid_core::PublicKey;
 
-use crate::{Error, Group, GroupEvent, Result};
+use crate::{Error, Group, GroupEvent, Result, peers::Peer};
 
 /// A member of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -186,10 +190,16 @@ impl Group {
         if self.inner.reach.is_at(&name, &root.hash) {
             return Ok(());
         }
-        let hashes = self.inner.ctx.store.reachable(root.hash).await?;
-        self.inner
-            .reach
-            .set(&name, root.hash, hashes.into_iter().collect());
+        let mut free: HashSet<Hash> = repo.reachable().await?.into_iter().collect();
+        let mut files = HashSet::new();
+        if !repo.is_writable() {
+            // Lists open only under this group's keys, but anybody can name any file in theirs.
+            for entry in repo.list().await? {
+                free.remove(&entry.blob);
+                files.insert(entry.blob);
+            }
+        }
+        self.inner.reach.set(&name, root.hash, free, files);
         Ok(())
     }
 
@@ -210,22 +220,25 @@ fn root_counter(slot: &Slot) -> u64 {
     slot.root.as_ref().map_or(0, |root| root.counter)
 }
 
-/// The members' devices, those excepted that are being left alone. When nobody else is left, they are tried all the same.
-pub(crate) async fn peers(
-    group: &Group,
-    fetch: Fetch,
-) -> Result<Vec<std::sync::Arc<crate::peers::Peer>>> {
-    let mut peers = Vec::new();
-    for repo in group.other_repos().await? {
-        match group.inner.peers.of(&repo, fetch).await {
-            Ok(found) => peers.extend(found),
+/// The other members' devices. A member whose tunnels cannot be read now is left out.
+pub(crate) async fn devices(group: &Group, fetch: Fetch) -> Vec<Arc<Peer>> {
+    let repos = match group.other_repos().await {
+        Ok(repos) => repos,
+        Err(error) => {
+            tracing::debug!(%error, "the members cannot be read");
+            return Vec::new();
+        }
+    };
+    let mut asked: FuturesUnordered<_> = repos
+        .iter()
+        .map(|repo| group.inner.peers.of(repo, fetch))
+        .collect();
+    let mut devices = Vec::new();
+    while let Some(found) = asked.next().await {
+        match found {
+            Ok(found) => devices.extend(found),
             Err(error) => tracing::debug!(%error, "a member's tunnels cannot be read"),
         }
     }
-    let now = tokio::time::Instant::now();
-    let ignore = group.inner.ignore();
-    let (good, bad): (Vec<_>, Vec<_>) = peers
-        .into_iter()
-        .partition(|peer| ignore.ignored(&peer.id, now).is_none());
-    Ok(if good.is_empty() { bad } else { good })
+    devices
 }

@@ -71,10 +71,9 @@ impl Reporter {
         self.emit();
     }
 
-    /// Counts bytes that were verified.
-    pub(crate) fn fetched(&self, bytes: u64) {
-        if bytes > 0 {
-            self.done.fetch_add(bytes, Ordering::Relaxed);
+    /// So many verified bytes are here.
+    pub(crate) fn reached(&self, bytes: u64) {
+        if self.done.fetch_max(bytes, Ordering::Relaxed) < bytes {
             self.emit();
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
 };
 
@@ -16,12 +16,16 @@ use iroh_blobs::{
         events::{AbortReason, EventMask, EventSender, ObserveMode, ProviderMessage, RequestMode},
     },
 };
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 use tokio_util::task::TaskTracker;
-use tunnels::{Incoming, Listener};
+use tunnels::{Incoming, Listener, SessionId};
 
 use crate::{
     have::{self, Holding},
+    held::Held,
     stream::{BlobRecv, BlobSend},
 };
 
@@ -30,69 +34,178 @@ pub(crate) const BLOBS: u16 = 1;
 /// Stream protocol: the question what is here (see `have`).
 pub(crate) const HAVE: u16 = 2;
 
-/// Streams that are served at a time; more are told to come back.
+/// Streams that are served for one group at a time.
 const STREAMS: usize = 256;
+/// Streams that are served in one session at a time: four times what a member of this version opens for its fetching.
+const STREAMS_PER_SESSION: usize = 64;
+/// Streams that are served by one node at a time, in all groups.
+const STREAMS_PER_NODE: usize = 512;
 /// No hash sequence of ours is longer; a larger blob is not read to be looked through.
-const LARGEST_SEQUENCE: u64 = 1024 * 1024;
+const LARGEST_SEQUENCE: u64 = 16 * 1024 * 1024;
 /// How long a question may take to arrive.
 const QUESTION: Duration = Duration::from_secs(30);
 
-/// A root, and all that it reaches.
-type Reached = (Hash, HashSet<Hash>);
+/// How many streams a node serves at once, in all of its groups together. Cheap to clone; all clones share.
+#[derive(Clone, Debug)]
+pub struct Serving(Arc<Semaphore>);
 
-/// The blobs that the members of one group may be told of: what its repos' roots reach, and nothing else.
+impl Default for Serving {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(STREAMS_PER_NODE)))
+    }
+}
+
+/// A root, and all that it reaches.
+#[derive(Debug)]
+struct Reached {
+    root: Hash,
+    /// What may be told of if it is here.
+    free: HashSet<Hash>,
+    /// What may be told of only if it was obtained in this group.
+    files: HashSet<Hash>,
+}
+
+/// The blobs that the members of one group may be told of: what its repos' roots reach, and nothing else. Of the files of other
+/// members only what was obtained in this group, since anybody can name any hash.
 #[derive(Debug, Default)]
 pub(crate) struct Reach {
     /// For each repo its current root and the one before, since somebody may be in the middle of fetching that.
     by_repo: RwLock<HashMap<String, Vec<Reached>>>,
+    held: Arc<Held>,
 }
 
 impl Reach {
-    /// Replaces what the repo named `repo` reaches.
-    pub(crate) fn set(&self, repo: &str, root: Hash, hashes: HashSet<Hash>) {
+    pub(crate) fn new(held: Arc<Held>) -> Self {
+        Self {
+            by_repo: RwLock::default(),
+            held,
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<String, Vec<Reached>>> {
+        self.by_repo.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces what the repo named `repo` reaches: `free` is what was checked or made here, `files` what only was named.
+    pub(crate) fn set(&self, repo: &str, root: Hash, free: HashSet<Hash>, files: HashSet<Hash>) {
         let mut by_repo = self.by_repo.write().unwrap_or_else(PoisonError::into_inner);
         let roots = by_repo.entry(repo.to_owned()).or_default();
-        roots.retain(|(known, _)| *known != root);
-        roots.insert(0, (root, hashes));
+        roots.retain(|known| known.root != root);
+        roots.insert(0, Reached { root, free, files });
         roots.truncate(2);
     }
 
     /// Whether `repo` is known to be at `root`.
     pub(crate) fn is_at(&self, repo: &str, root: &Hash) -> bool {
-        self.by_repo
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.read()
             .get(repo)
             .and_then(|roots| roots.first())
-            .is_some_and(|(known, _)| known == root)
+            .is_some_and(|known| known.root == *root)
     }
 
-    /// Whether any root of the group reaches `hash`.
-    pub(crate) fn contains(&self, hash: &Hash) -> bool {
-        self.by_repo
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
+    /// Whether a member names `hash` as a file of theirs.
+    pub(crate) fn names(&self, hash: &Hash) -> bool {
+        let by_repo = self.read();
+        by_repo
             .values()
             .flatten()
-            .any(|(_, hashes)| hashes.contains(hash))
+            .any(|reached| reached.files.contains(hash))
+    }
+
+    /// Whether the group may be told whether `hash` is here.
+    pub(crate) fn contains(&self, hash: &Hash) -> bool {
+        let by_repo = self.read();
+        let mut named = false;
+        for reached in by_repo.values().flatten() {
+            if reached.free.contains(hash) {
+                return true;
+            }
+            named |= reached.files.contains(hash);
+        }
+        drop(by_repo);
+        named && self.held.contains(hash)
+    }
+}
+
+/// How many streams each session has open.
+#[derive(Default)]
+struct Sessions(Mutex<HashMap<SessionId, usize>>);
+
+/// The place of one stream.
+struct Place {
+    sessions: Arc<Sessions>,
+    session: SessionId,
+    _group: OwnedSemaphorePermit,
+    _node: OwnedSemaphorePermit,
+}
+
+impl Sessions {
+    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// None where the session has as many streams as it may.
+    fn place(
+        self: &Arc<Self>,
+        session: SessionId,
+        group: OwnedSemaphorePermit,
+        node: OwnedSemaphorePermit,
+    ) -> Option<Place> {
+        let mut open = self.lock();
+        let count = open.entry(session).or_default();
+        if *count >= STREAMS_PER_SESSION {
+            return None;
+        }
+        *count += 1;
+        drop(open);
+        Some(Place {
+            sessions: self.clone(),
+            session,
+            _group: group,
+            _node: node,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.sessions.lock();
+        if let Some(count) = open.get_mut(&self.session) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.session);
+            }
+        }
     }
 }
 
 /// Serves one group's streams until the listener is closed.
-pub(crate) async fn serve(listener: Arc<Listener>, store: Store, reach: Arc<Reach>) {
+pub(crate) async fn serve(
+    listener: Arc<Listener>,
+    store: Store,
+    reach: Arc<Reach>,
+    serving: Serving,
+) {
     let tasks = TaskTracker::new();
     let (events, admission) = admission(store.clone(), reach.clone());
     let admission = tasks.spawn(admission);
     let free = Arc::new(Semaphore::new(STREAMS));
+    let sessions = Arc::new(Sessions::default());
     while let Some(incoming) = listener.accept().await {
-        let Ok(permit) = free.clone().try_acquire_owned() else {
+        let place = free
+            .clone()
+            .try_acquire_owned()
+            .ok()
+            .zip(serving.0.clone().try_acquire_owned().ok())
+            .and_then(|(group, node)| sessions.place(incoming.session, group, node));
+        let Some(place) = place else {
             refuse(incoming, ERR_LIMIT.into_inner());
             continue;
         };
         let (store, reach, events) = (store.clone(), reach.clone(), events.clone());
         tasks.spawn(async move {
             serve_stream(incoming, store, reach, events).await;
-            drop(permit);
+            drop(place);
         });
     }
     admission.abort();
@@ -189,7 +302,9 @@ fn admission(
                     m.tx.send(answer(allowed)).await.ok();
                 }
                 ProviderMessage::GetManyRequestReceived(m) => {
-                    let allowed = m.inner.request.hashes.iter().all(|h| reach.contains(h));
+                    let hashes = &m.inner.request.hashes;
+                    let allowed = hashes.len() <= have::MAX_HASHES
+                        && hashes.iter().all(|hash| reach.contains(hash));
                     m.tx.send(answer(allowed)).await.ok();
                 }
                 ProviderMessage::ObserveRequestReceived(m) => {
@@ -206,8 +321,8 @@ fn admission(
     (events, task)
 }
 
-/// A request for a hash sequence with its children passes only when every child is reached as well: otherwise a file that
-/// somebody made up of foreign hashes would open the blobs of other groups.
+/// A request for children of a hash sequence passes only when each child that it asks for may be told of as well: otherwise a
+/// file that somebody made up of foreign hashes would open the blobs of other groups.
 async fn get_allowed(request: &GetRequest, store: &Store, reach: &Reach) -> bool {
     if !reach.contains(&request.hash) {
         return false;
@@ -219,9 +334,93 @@ async fn get_allowed(request: &GetRequest, store: &Store, reach: &Reach) -> bool
         Ok(BlobStatus::Complete { size }) if size <= LARGEST_SEQUENCE => {}
         _ => return false,
     }
-    match store.blobs().get_bytes(request.hash).await {
-        Ok(bytes) => HashSeq::try_from(bytes)
-            .is_ok_and(|children| children.iter().all(|child| reach.contains(&child))),
-        Err(_) => false,
+    let Ok(bytes) = store.blobs().get_bytes(request.hash).await else {
+        return false;
+    };
+    let Ok(children) = HashSeq::try_from(bytes) else {
+        return false;
+    };
+    let asked = request.ranges.iter_non_empty_infinite();
+    asked
+        .map(|(offset, _)| offset)
+        .skip_while(|offset| *offset == 0)
+        .map_while(|offset| children.get(usize::try_from(offset - 1).ok()?))
+        .all(|child| reach.contains(&child))
+}
+
+#[cfg(test)]
+mod tests {
+    use iroh_blobs::protocol::{ChunkRanges, ChunkRangesSeq};
+    use store_adapter::{StoreOptions, VeilidStore};
+
+    use super::*;
+
+    fn set(hashes: &[Hash]) -> HashSet<Hash> {
+        hashes.iter().copied().collect()
+    }
+
+    #[test]
+    fn a_file_that_was_only_named_is_not_told_of() {
+        let held = Arc::new(Held::default());
+        let reach = Reach::new(held.clone());
+        let [root, list, file, other] = [b"root", b"list", b"file", b"oth."].map(Hash::new);
+        reach.set("ben", root, set(&[root, list]), set(&[file]));
+        assert!(reach.contains(&root) && reach.contains(&list));
+        assert!(!reach.contains(&file) && reach.names(&file));
+        held.obtained(file);
+        held.obtained(other);
+        assert!(reach.contains(&file));
+        assert!(!reach.contains(&other), "no root reaches it any more");
+    }
+
+    #[tokio::test]
+    async fn children_are_served_only_where_each_may_be_told_of() {
+        let store = VeilidStore::in_memory(StoreOptions::default())
+            .await
+            .unwrap();
+        let mine = store.add_slice(b"mine").await.unwrap().hash;
+        let foreign = store.add_slice(b"foreign").await.unwrap().hash;
+        let sequence: HashSeq = [mine, foreign].into_iter().collect();
+        let sequence = bytes::Bytes::from(sequence);
+        let sequence = store.add_bytes(sequence).await.unwrap().hash;
+        let reach = Reach::default();
+        reach.set("me", sequence, set(&[sequence, mine]), set(&[foreign]));
+        let allowed = async |request: GetRequest| get_allowed(&request, &store, &reach).await;
+        assert!(allowed(GetRequest::blob(sequence)).await);
+        assert!(allowed(GetRequest::blob(mine)).await);
+        assert!(!allowed(GetRequest::blob(foreign)).await);
+        assert!(!allowed(GetRequest::all(sequence)).await);
+        let child = |index| {
+            GetRequest::builder()
+                .root(ChunkRanges::all())
+                .child(index, ChunkRanges::all())
+                .build(sequence)
+        };
+        assert!(allowed(child(0)).await);
+        assert!(!allowed(child(1)).await);
+        let without_root = ChunkRangesSeq::from_ranges([ChunkRanges::empty(), ChunkRanges::all()]);
+        assert!(allowed(GetRequest::new(sequence, without_root)).await);
+        store.close().await.unwrap();
+    }
+
+    #[test]
+    fn a_session_has_its_share() {
+        let sessions = Arc::new(Sessions::default());
+        let all = Arc::new(Semaphore::new(1_000));
+        let permit = || all.clone().try_acquire_owned().unwrap();
+        let (one, other) = (
+            SessionId::from_bytes([1; 16]),
+            SessionId::from_bytes([2; 16]),
+        );
+        let mut places: Vec<_> = (0..STREAMS_PER_SESSION)
+            .map(|_| sessions.place(one, permit(), permit()).unwrap())
+            .collect();
+        assert!(sessions.place(one, permit(), permit()).is_none());
+        assert!(sessions.place(other, permit(), permit()).is_some());
+        places.pop();
+        assert!(sessions.place(one, permit(), permit()).is_some());
+        drop(places);
+        assert!(sessions.lock().is_empty());
+        assert_eq!(all.available_permits(), 1_000);
     }
 }

@@ -1,10 +1,14 @@
 //! Tunnel streams as the byte streams of iroh-blobs' get protocol.
 
-use std::io;
+use std::{io, time::Duration};
 
 use bytes::Bytes;
 use iroh::endpoint::VarInt;
 use iroh_blobs::util::{RecvStream, SendStream};
+use tokio::time::timeout;
+
+/// A reader that takes nothing for so long does not keep its place.
+const READS_NOTHING: Duration = Duration::from_secs(60);
 
 /// The sending half of a tunnel stream, for iroh-blobs.
 pub(crate) struct BlobSend(pub(crate) tunnels::SendStream);
@@ -14,11 +18,16 @@ pub(crate) struct BlobRecv(pub(crate) tunnels::RecvStream);
 
 impl SendStream for BlobSend {
     async fn send_bytes(&mut self, bytes: Bytes) -> io::Result<()> {
-        self.0.write_bytes(bytes).await.map_err(io::Error::from)
+        self.send(&bytes).await
     }
 
     async fn send(&mut self, buf: &[u8]) -> io::Result<()> {
-        self.0.write_all(buf).await.map_err(io::Error::from)
+        let mut left = buf;
+        while !left.is_empty() {
+            let taken = timeout(READS_NOTHING, self.0.write(left)).await??;
+            left = left.get(taken..).unwrap_or_default();
+        }
+        Ok(())
     }
 
     async fn sync(&mut self) -> io::Result<()> {

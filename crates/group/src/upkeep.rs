@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use dht_records::{Fetch, SLOTS, SlotIndex, SlotRoot, SlotValue};
 use tokio::time::timeout;
 
-use crate::{Error, Group, GroupEvent, Result, serve};
+use crate::{Error, Group, GroupEvent, Result, engine, serve, wanted};
 
 /// First pause after something did not work; it doubles up to `LONGEST_PAUSE`.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -17,7 +17,13 @@ const ROUND: Duration = Duration::from_secs(300);
 
 pub(crate) fn start(group: &Group) {
     let tasks = &group.inner.tasks;
-    for task in [Task::Publish, Task::Listen, Task::Watch] {
+    for task in [
+        Task::Publish,
+        Task::Listen,
+        Task::Watch,
+        Task::Fetch,
+        Task::Want,
+    ] {
         let group = group.clone();
         tasks.spawn(async move {
             let cancel = group.inner.cancel.clone();
@@ -26,6 +32,8 @@ pub(crate) fn start(group: &Group) {
                     Task::Publish => keep_published(&group).await,
                     Task::Listen => keep_listening(&group).await,
                     Task::Watch => keep_watching(&group).await,
+                    Task::Fetch => engine::run(&group).await,
+                    Task::Want => wanted::keep_fetching(&group).await,
                 }
             };
             tokio::select! {
@@ -40,11 +48,14 @@ enum Task {
     Publish,
     Listen,
     Watch,
+    Fetch,
+    Want,
 }
 
 pub(crate) async fn stop(group: &Group, limit: Duration) {
     let inner = &group.inner;
     inner.cancel.cancel();
+    engine::close(&inner.engine);
     let listener = inner.listener.lock().await.take();
     let withdraw = async { inner.own.withdraw_tunnel().await.map(|_| ()) };
     let close = async {
@@ -61,6 +72,9 @@ pub(crate) async fn stop(group: &Group, limit: Duration) {
     inner.peers.close();
     inner.tasks.close();
     inner.tasks.wait().await;
+    if let Err(error) = inner.held.write(&inner.ledger).await {
+        tracing::debug!(%error, "what was obtained is not written down");
+    }
     inner.record.close().await;
 }
 
@@ -217,9 +231,12 @@ async fn keep_listening(group: &Group) {
         }
         *current = Some(listener.clone());
         let store: iroh_blobs::api::Store = (*inner.ctx.store).clone();
-        inner
-            .tasks
-            .spawn(serve::serve(listener.clone(), store, inner.reach.clone()));
+        inner.tasks.spawn(serve::serve(
+            listener.clone(),
+            store,
+            inner.reach.clone(),
+            inner.ctx.serving.clone(),
+        ));
     }
     loop {
         let blob = route.borrow_and_update().clone();

@@ -59,6 +59,8 @@ pub struct GroupStatus {
     pub id: String,
     /// Whether something that was written here is not published yet.
     pub unpublished: bool,
+    /// Bytes of files and lists that came from other members since the start.
+    pub received: u64,
     /// Why the group could not be opened, if it could not. What is on disk of it is untouched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broken: Option<String>,
@@ -206,6 +208,7 @@ impl Backend {
             .map(|(id, error)| GroupStatus {
                 id,
                 unpublished: false,
+                received: 0,
                 broken: Some(error),
             });
         Status {
@@ -217,6 +220,7 @@ impl Backend {
                 .map(|(id, group)| GroupStatus {
                     id: id.to_string(),
                     unpublished: group.has_unpublished(),
+                    received: group.bytes_received(),
                     broken: None,
                 })
                 .chain(broken)
@@ -339,6 +343,7 @@ impl Backend {
         drop(groups);
         self.inner.context.tunnels.close().await;
         self.inner.context.records.close().await;
+        self.inner.context.ledger.close();
         let closed = self.inner.context.store.close().await;
         self.inner.tasks.close();
         self.inner.tasks.wait().await;

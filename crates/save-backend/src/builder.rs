@@ -9,7 +9,7 @@ use std::{
 };
 
 use dht_records::{Records, TableCache};
-use group::{Group, GroupContext};
+use group::{Group, GroupContext, Ledger, Serving};
 use repo::{Clock, SystemClock};
 use store_adapter::{StoreOptions, VeilidStore};
 use tokio::sync::watch;
@@ -177,6 +177,8 @@ impl BackendBuilder {
             tunnels,
             device,
             clock: self.clock.clone(),
+            ledger: Ledger::open(api, &self.directory).await?,
+            serving: Serving::default(),
         };
         let mut groups = Vec::new();
         let mut broken = Vec::new();

@@ -77,7 +77,7 @@ fn group_kind(error: &group::Error) -> ErrorKind {
         E::Repo(error) => repo_kind(error),
         E::StoreAdapter(error) => store_kind(error),
         E::Store(error) => io_kind(error),
-        E::GroupFull { .. } | E::ReadOnly => ErrorKind::Refused,
+        E::GroupFull { .. } | E::ReadOnly | E::TooManyWanted { .. } => ErrorKind::Refused,
         E::NoSuchMember => ErrorKind::NotFound,
         // A tunnel fails because its other end is not there, or not any more.
         E::Tunnel(_)

@@ -119,6 +119,35 @@ pub enum Command {
     },
     /// Read a file back
     Get(Get),
+    /// Bring all members' files to this device
+    ///
+    /// What nobody can give at the moment stays wanted: `save run` fetches it as soon as somebody has it. Done again when all is
+    /// here, it asks no member anything. The exit code is 9 if something is missing.
+    #[command(after_help = "Examples:
+  save sync
+  save sync Press --member Ana")]
+    Sync {
+        /// The group, by name or by the beginning of its key [default: as --group]
+        #[arg(value_name = "GROUP")]
+        of: Option<String>,
+        /// Only this member's files: a name or the beginning of a key
+        #[arg(long, value_name = "MEMBER")]
+        member: Option<String>,
+    },
+    /// List what is wanted and not here yet
+    ///
+    /// Files that were asked for when nobody had them, and members whose files are being synchronised. `save run` fetches them as
+    /// soon as somebody has them.
+    Wanted,
+    /// Want a file no longer
+    Forget {
+        /// Its path in the archive [default: all files of the member]
+        #[arg(required_unless_present = "from")]
+        path: Option<String>,
+        /// Whose file: a name or the beginning of a key
+        #[arg(long, value_name = "MEMBER")]
+        from: Option<String>,
+    },
     /// Take one of this device's files out of the archive
     Rm {
         /// Its path in the archive
@@ -340,6 +369,12 @@ mod tests {
             "save ls --json",
             "save get p -o - --from Ana --force",
             "save rm p",
+            "save sync",
+            "save sync Press --member Ana --json",
+            "save wanted",
+            "save forget p",
+            "save forget p --from Ana",
+            "save forget --from Ana",
             "save status",
             "save ping",
             "save --timeout 2.5 --offline ping Ana",
@@ -371,6 +406,7 @@ mod tests {
             "save --timeout -1 ls",
             "save --timeout nan ls",
             "save fly",
+            "save forget",
             "save --password-file p --key-file k run",
             "save --ask-password --key-file k run",
             "save --insecure-key-storage --password-file p run",

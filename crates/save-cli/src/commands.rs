@@ -204,7 +204,7 @@ async fn prepare(common: &Common, command: Command, printer: &mut Printer) -> Re
         }
         Command::Members { refresh } => {
             request.operation = Operation::Members { group, refresh };
-            request.head = &["KEY", "FILES", "SIZE", "NAME"];
+            request.head = &["KEY", "FILES", "SIZE", "LEFT ALONE", "NAME"];
         }
         Command::Put(put) => {
             let files = tokio::task::spawn_blocking(move || sources::collect(&put))
@@ -222,6 +222,24 @@ async fn prepare(common: &Common, command: Command, printer: &mut Printer) -> Re
                 group,
                 member: get.from,
                 path: get.path,
+            };
+        }
+        Command::Sync { of, member } => {
+            request.operation = Operation::Sync {
+                group: of.or(group),
+                member,
+            };
+            request.head = &["KEY", "FILES", "SIZE", "COMPLETE", "NAME"];
+        }
+        Command::Wanted => {
+            request.operation = Operation::Wanted { group };
+            request.head = &["MEMBER", "SINCE (UTC)", "NOW", "PATH"];
+        }
+        Command::Forget { path, from } => {
+            request.operation = Operation::Forget {
+                group,
+                member: from,
+                path,
             };
         }
         Command::Rm { path } => request.operation = Operation::Remove { group, path },

@@ -147,6 +147,17 @@ pub enum Error {
     /// None of the members that were asked answered.
     #[error("no member answered")]
     NobodyAnswered,
+    /// Not everything is here after a synchronisation.
+    #[error(
+        "{missing} files cannot be had at the moment; `save run` fetches them as soon as somebody has them"
+    )]
+    Incomplete {
+        /// How many are known to be missing.
+        missing: u64,
+    },
+    /// Nothing of this kind is wanted.
+    #[error("this is not wanted")]
+    NotWanted,
     /// A `save run` uses this directory already.
     #[error("`save run` is running in '{}' already", .directory.display())]
     AlreadyRunning {
@@ -269,9 +280,11 @@ impl Error {
             | Self::NoHome
             | Self::BadSettings { .. } => Code::Io,
             Self::WrongLength { .. } | Self::DamagedPieces { .. } => Code::Damaged,
-            Self::Silence { .. } | Self::GroupDoesNotAnswer { .. } | Self::NobodyAnswered => {
-                Code::NoAnswer
-            }
+            Self::NotWanted => Code::NotFound,
+            Self::Silence { .. }
+            | Self::GroupDoesNotAnswer { .. }
+            | Self::NobodyAnswered
+            | Self::Incomplete { .. } => Code::NoAnswer,
             Self::AlreadyRunning { .. } | Self::DirectoryInUse { .. } => Code::DirectoryInUse,
             Self::NoKeyStorage { .. } => Code::KeyStorage,
             Self::Protocol { .. } => Code::Protocol,
@@ -289,6 +302,7 @@ impl Error {
             Self::Silence { .. }
             | Self::GroupDoesNotAnswer { .. }
             | Self::NobodyAnswered
+            | Self::Incomplete { .. }
             | Self::DirectoryInUse { .. }
             | Self::ConnectionLost
             | Self::NoKeyStorage { .. }

@@ -83,6 +83,9 @@ pub enum Item {
         files: Option<u64>,
         /// How many bytes the member's files have.
         bytes: Option<u64>,
+        /// Why and for how long a device of theirs is being left alone, if one is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ignored: Option<LeftAlone>,
     },
     /// A file in an archive.
     File {
@@ -131,6 +134,46 @@ pub enum Item {
         file: Option<PathBuf>,
         /// Its size.
         size: u64,
+    },
+    /// How far a member's files are on this device after a synchronisation.
+    Synced {
+        /// The member's public key.
+        repo: String,
+        /// The member's name, where known.
+        member: Option<String>,
+        /// Files that are here.
+        files: u64,
+        /// All files.
+        files_total: u64,
+        /// Bytes that are here, sealed as they travel.
+        bytes: u64,
+        /// All bytes, sealed as they travel.
+        bytes_total: u64,
+        /// Whether the newest list and all files of it are here.
+        complete: bool,
+        /// Why not.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<Failure>,
+    },
+    /// Something that is wanted and not here yet.
+    Wanted {
+        /// The member's public key.
+        repo: String,
+        /// The member's name, where known.
+        member: Option<String>,
+        /// The file's path; none for all files of the member.
+        path: Option<String>,
+        /// Since when.
+        since: u64,
+        /// Whether it is being fetched at the moment.
+        active: bool,
+    },
+    /// Something that is not wanted any more.
+    Forgotten {
+        /// The member's public key.
+        repo: String,
+        /// The file's path; none for all files of the member.
+        path: Option<String>,
     },
     /// A member who answered a ping.
     Pong {
@@ -196,6 +239,17 @@ pub enum Item {
         /// Whether the Veilid node ended in order. Otherwise it was waiting for others who do not answer, and was cut off.
         complete: bool,
     },
+}
+
+/// A member's device that is being left alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftAlone {
+    /// Why: `silent`, `lied`, `starving`, or a word of a newer version.
+    pub reason: String,
+    /// How often in a row.
+    pub strikes: u32,
+    /// For how many more seconds.
+    pub seconds: u64,
 }
 
 /// How far a request has come.

@@ -6,6 +6,7 @@ mod files;
 mod groups;
 mod output;
 mod selection;
+mod sync;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -81,6 +82,27 @@ pub enum Operation {
         member: Option<String>,
         /// The file's path.
         path: String,
+    },
+    /// Bringing all files here.
+    Sync {
+        /// Which group.
+        group: Option<String>,
+        /// Whose files: a name or the beginning of a key; everybody's if left out.
+        member: Option<String>,
+    },
+    /// What is wanted and not here yet.
+    Wanted {
+        /// Which group.
+        group: Option<String>,
+    },
+    /// Wanting something no longer.
+    Forget {
+        /// Which group.
+        group: Option<String>,
+        /// Whose: a name or the beginning of a key.
+        member: Option<String>,
+        /// The file's path; all files of the member if left out.
+        path: Option<String>,
     },
     /// Taking a file of this device out of the archive.
     Remove {
@@ -209,6 +231,19 @@ async fn perform(device: &Device, call: Call, output: &Output, limit: Duration) 
         } => {
             context
                 .get(group.as_deref(), member.as_deref(), &path)
+                .await
+        }
+        Operation::Sync { group, member } => {
+            context.sync(group.as_deref(), member.as_deref()).await
+        }
+        Operation::Wanted { group } => context.wanted(group.as_deref()).await,
+        Operation::Forget {
+            group,
+            member,
+            path,
+        } => {
+            context
+                .forget(group.as_deref(), member.as_deref(), path.as_deref())
                 .await
         }
         Operation::Remove { group, path } => context.remove(group.as_deref(), &path).await,

@@ -173,10 +173,15 @@ fn describe(item: &Item) -> Described {
             is_self,
             files,
             bytes,
+            ignored,
         } => Described::Row(vec![
             short_key(repo).to_owned(),
             files.map_or_else(|| "?".to_owned(), |files| files.to_string()),
             bytes.map_or_else(|| "?".to_owned(), |bytes| HumanBytes(bytes).to_string()),
+            ignored.as_ref().map_or_else(
+                || "-".to_owned(),
+                |left| format!("{} s ({})", left.seconds, clean(&left.reason)),
+            ),
             name(called) + if *is_self { " (this device)" } else { "" },
         ]),
         Item::File {
@@ -224,6 +229,41 @@ fn describe(item: &Item) -> Described {
         )),
         // Standard output holds the file itself.
         Item::Fetched { .. } => Described::Nothing,
+        Item::Synced {
+            repo,
+            member,
+            files,
+            files_total,
+            bytes,
+            complete,
+            ..
+        } => Described::Row(vec![
+            short_key(repo).to_owned(),
+            format!("{files}/{files_total}"),
+            HumanBytes(*bytes).to_string(),
+            yes(*complete),
+            name(member),
+        ]),
+        Item::Wanted {
+            repo,
+            member,
+            path,
+            since,
+            active,
+        } => Described::Row(vec![
+            member
+                .as_deref()
+                .map_or_else(|| short_key(repo).to_owned(), clean),
+            date(*since),
+            if *active { "fetching" } else { "waiting" }.to_owned(),
+            path.as_deref()
+                .map_or_else(|| "(all files)".to_owned(), clean),
+        ]),
+        Item::Forgotten { path, .. } => Described::Line(format!(
+            "no longer wanted: {}",
+            path.as_deref()
+                .map_or_else(|| "all files of the member".to_owned(), clean)
+        )),
         Item::Pong {
             repo,
             member,

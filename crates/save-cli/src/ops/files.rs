@@ -199,7 +199,7 @@ fn stage_of(state: ProgressState, stage: Stage) -> Stage {
     }
 }
 
-fn entry_path(path: &str) -> Result<EntryPath> {
+pub(super) fn entry_path(path: &str) -> Result<EntryPath> {
     EntryPath::parse(path).map_err(|error| Error::BadPath {
         path: path.to_owned(),
         reason: error.to_string(),

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use save_backend::{GroupId, GroupInfo, Link, LinkKind};
+use save_backend::{Fault, GroupId, GroupInfo, Ignored, Link, LinkKind};
 
 use super::{Context, selection};
 use crate::error::{Error, Failure, Result};
-use crate::items::{Item, Secret, Stage};
+use crate::items::{Item, LeftAlone, Secret, Stage};
 
 /// How often a change is looked for that waits to be published.
 const PUBLICATION_INTERVAL: Duration = Duration::from_millis(200);
@@ -55,7 +55,14 @@ impl Context<'_> {
         if refresh {
             self.online().await?;
         }
-        for member in self.backend.members(&id, refresh).await? {
+        let members = self.backend.members(&id, refresh).await?;
+        let ignored = self.backend.ignored(&id).await?;
+        for member in members {
+            let left = ignored
+                .iter()
+                .filter(|(repo, _)| *repo == member.repo)
+                .map(|(_, left)| left)
+                .max_by_key(|left| left.remaining);
             self.output
                 .item(Item::Member {
                     name: member.name,
@@ -63,6 +70,7 @@ impl Context<'_> {
                     is_self: member.is_self,
                     files: Some(member.files),
                     bytes: Some(member.bytes),
+                    ignored: left.map(left_alone),
                 })
                 .await?;
         }
@@ -168,6 +176,20 @@ impl Context<'_> {
             tokio::time::sleep(PUBLICATION_INTERVAL).await;
         }
         Ok(())
+    }
+}
+
+fn left_alone(left: &Ignored) -> LeftAlone {
+    LeftAlone {
+        reason: match left.fault {
+            Fault::Silent => "silent",
+            Fault::Lied => "lied",
+            Fault::Starving => "starving",
+            _ => "other",
+        }
+        .to_owned(),
+        strikes: left.strikes,
+        seconds: left.remaining.as_secs(),
     }
 }
 

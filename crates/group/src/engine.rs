@@ -1,0 +1,342 @@
+//! Fetching: one for all that a group wants, whoever wants it.
+//!
+//! The decisions are those of [`Scheduler`]; here are the streams, the store and the clock. Whoever wants a blob gets a [`Ticket`] and
+//! waits at it; two who want the same share one transfer. What was verified stays in the store, whatever happens.
+
+mod driver;
+mod transfer;
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use iroh_blobs::{
+    Hash,
+    api::{Store, TempTag},
+    protocol::{ChunkRanges, ChunkRangesExt},
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+pub(crate) use self::driver::{close, run};
+use crate::{
+    Error, Result,
+    peers::{Peer, PeerId},
+    progress::{FetchState, Reporter},
+    sched::{End, HolderId, Kind, Now, Scheduler, TaskId, Want},
+};
+
+/// A blob to be fetched.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) hash: Hash,
+    pub(crate) kind: Kind,
+    /// The size in bytes, where a sealed entry tells it.
+    pub(crate) size: Option<u64>,
+    /// No more bytes than this are fetched.
+    pub(crate) limit: u64,
+    /// Who has all of this one has the wanted one as well, most likely.
+    pub(crate) like: Option<Hash>,
+}
+
+/// Why a blob was not fetched.
+#[derive(Clone, Debug)]
+enum Failure {
+    NobodyHas,
+    Nobody,
+    TooLarge(u64),
+    Store(Arc<str>),
+}
+
+/// How far a blob is.
+#[derive(Clone, Debug)]
+struct Progress {
+    state: FetchState,
+    /// Verified bytes that are here.
+    bytes: u64,
+    failure: Option<Failure>,
+}
+
+/// All that a group fetches.
+pub(crate) struct Engine {
+    store: Store,
+    state: Mutex<State>,
+    changed: Notify,
+    origin: Instant,
+}
+
+#[derive(Default)]
+struct State {
+    scheduler: Scheduler,
+    progress: HashMap<Hash, watch::Sender<Progress>>,
+    peers: Vec<Arc<Peer>>,
+    ids: HashMap<PeerId, HolderId>,
+    /// Something new is wanted, so the known tunnels are taken up again.
+    fresh: bool,
+    closed: bool,
+    /// Bytes of blobs that came in, since the start.
+    received: u64,
+}
+
+/// One who waits for a blob. Dropping it gives it up, unless somebody else waits as well.
+pub(crate) struct Ticket {
+    engine: Weak<Engine>,
+    hash: Hash,
+    progress: Option<watch::Receiver<Progress>>,
+    _tag: Option<TempTag>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let (Some(progress), Some(engine)) = (&self.progress, self.engine.upgrade()) else {
+            return;
+        };
+        let mut state = engine.lock();
+        let Some(sender) = state.progress.get(&self.hash) else {
+            return;
+        };
+        // It may be another, of those who came after this one's wait had ended.
+        if !sender.subscribe().same_channel(progress) {
+            return;
+        }
+        if sender.receiver_count() == 1 {
+            state.progress.remove(&self.hash);
+        }
+        state.scheduler.unwant(self.hash);
+        drop(state);
+        engine.changed.notify_one();
+    }
+}
+
+impl Ticket {
+    /// Waits until the blob is verified and on disk.
+    ///
+    /// # Errors
+    /// [`Error::NobodyHas`], [`Error::MemberDoesNotAnswer`], [`Error::TooLarge`], [`Error::Store`], [`Error::Closed`].
+    pub(crate) async fn done(&mut self, reporter: &Reporter) -> Result<()> {
+        let hash = self.hash;
+        let Some(progress) = &mut self.progress else {
+            reporter.state(FetchState::Stored);
+            return Ok(());
+        };
+        loop {
+            let now = progress.borrow_and_update().clone();
+            if let Some(failure) = now.failure {
+                return Err(failure.into_error(hash));
+            }
+            reporter.reached(now.bytes);
+            if now.state == FetchState::Stored {
+                // Whoever waits for more than this blob says so itself.
+                return Ok(());
+            }
+            reporter.state(now.state);
+            progress.changed().await.map_err(|_| Error::Closed)?;
+        }
+    }
+}
+
+impl Failure {
+    fn into_error(self, hash: Hash) -> Error {
+        match self {
+            Self::NobodyHas => Error::NobodyHas {
+                missing: vec![hash],
+            },
+            Self::Nobody => Error::MemberDoesNotAnswer,
+            Self::TooLarge(limit) => Error::TooLarge { limit },
+            Self::Store(what) => Error::Store(io::Error::other(what.to_string())),
+        }
+    }
+}
+
+impl Engine {
+    pub(crate) fn new(store: Store) -> Self {
+        Self {
+            store,
+            state: Mutex::default(),
+            changed: Notify::new(),
+            origin: Instant::now(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    fn now(&self) -> Now {
+        self.origin.elapsed()
+    }
+
+    /// Wants blobs. What is here already costs nothing.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::Store`], [`Error::Closed`].
+    pub(crate) async fn want(self: &Arc<Self>, wanted: &[Wanted]) -> Result<Vec<Ticket>> {
+        let mut tickets = Vec::with_capacity(wanted.len());
+        let mut wants = Vec::new();
+        for wanted in wanted {
+            let hash = wanted.hash;
+            if wanted.size.is_some_and(|size| size > wanted.limit) {
+                return Err(Error::TooLarge {
+                    limit: wanted.limit,
+                });
+            }
+            if self.is_here(hash, wanted.kind).await? {
+                tickets.push(Ticket {
+                    engine: Weak::new(),
+                    hash,
+                    progress: None,
+                    _tag: None,
+                });
+                continue;
+            }
+            let tag = self
+                .store
+                .tags()
+                .temp_tag(hash)
+                .await
+                .map_err(|e| Error::Store(io::Error::other(e)))?;
+            let (missing, bytes) = self
+                .missing(hash, wanted.size.unwrap_or(wanted.limit))
+                .await?;
+            wants.push((tickets.len(), bytes, tag, *wanted, missing));
+            // Its place is kept.
+            tickets.push(Ticket {
+                engine: Weak::new(),
+                hash,
+                progress: None,
+                _tag: None,
+            });
+        }
+        if wants.is_empty() {
+            return Ok(tickets);
+        }
+        let mut state = self.lock();
+        if state.closed {
+            return Err(Error::Closed);
+        }
+        // All at once, so that they go into one question and into few requests.
+        for (place, bytes, tag, wanted, missing) in wants {
+            state.scheduler.want(Want {
+                hash: wanted.hash,
+                kind: wanted.kind,
+                size: wanted.size,
+                limit: wanted.limit,
+                like: wanted.like,
+                missing,
+            });
+            let progress = state
+                .progress
+                .entry(wanted.hash)
+                .or_insert_with(|| {
+                    watch::Sender::new(Progress {
+                        state: FetchState::Queued,
+                        bytes,
+                        failure: None,
+                    })
+                })
+                .subscribe();
+            if let Some(ticket) = tickets.get_mut(place) {
+                *ticket = Ticket {
+                    engine: Arc::downgrade(self),
+                    hash: wanted.hash,
+                    progress: Some(progress),
+                    _tag: Some(tag),
+                };
+            }
+        }
+        state.fresh = true;
+        drop(state);
+        self.changed.notify_one();
+        Ok(tickets)
+    }
+
+    /// Whether all of a blob is here and verified; of a collection, its list of names as well.
+    pub(crate) async fn is_here(&self, hash: Hash, kind: Kind) -> Result<bool> {
+        let failed = |e| Error::Store(io::Error::other(e));
+        if !self.store.blobs().has(hash).await.map_err(failed)? {
+            return Ok(false);
+        }
+        if kind == Kind::Blob {
+            return Ok(true);
+        }
+        match transfer::first_child(&self.store, hash).await {
+            Ok(Some(names)) => self.store.blobs().has(names).await.map_err(failed),
+            // It is no collection, which whoever wanted it finds out.
+            Ok(None) => Ok(true),
+            Err(error) => Err(Error::Store(error)),
+        }
+    }
+
+    async fn missing(&self, hash: Hash, size: u64) -> Result<(ChunkRanges, u64)> {
+        let here = self
+            .store
+            .blobs()
+            .observe(hash)
+            .await
+            .map_err(|e| Error::Store(io::Error::other(e)))?;
+        let all = ChunkRanges::bytes(0..size.max(1));
+        Ok((&all - &here.ranges, here.total_bytes().min(size)))
+    }
+
+    /// Bytes of blobs that came in from others, since the start.
+    pub(crate) fn received(&self) -> u64 {
+        self.lock().received
+    }
+
+    /// Verified bytes of a blob came in.
+    fn came(&self, task: TaskId, hash: Hash, bytes: u64) {
+        let now = self.now();
+        let mut state = self.lock();
+        state.received += bytes;
+        state.scheduler.progress(task, bytes, now);
+        self.report(&state, hash, |progress| progress.bytes += bytes);
+    }
+
+    /// All of a part of a task is in the store.
+    fn part_done(&self, task: TaskId, hash: Hash) {
+        self.lock().scheduler.part_done(task, hash);
+        self.changed.notify_one();
+    }
+
+    fn finished(&self, task: TaskId, end: End) {
+        let now = self.now();
+        self.lock().scheduler.finished(task, end, now);
+        self.changed.notify_one();
+    }
+
+    /// The local store does not take what comes: nobody who waits for this blob can be helped.
+    fn store_failed(&self, hash: Hash, error: &io::Error) {
+        tracing::warn!(%error, "a blob cannot be stored");
+        let what: Arc<str> = error.to_string().into();
+        let mut state = self.lock();
+        self.fail(&mut state, hash, Failure::Store(what));
+    }
+
+    fn too_large(&self, hash: Hash, limit: u64) {
+        let mut state = self.lock();
+        self.fail(&mut state, hash, Failure::TooLarge(limit));
+    }
+
+    fn report(&self, state: &State, hash: Hash, change: impl FnOnce(&mut Progress)) {
+        if let Some(progress) = state.progress.get(&hash) {
+            progress.send_modify(change);
+        }
+    }
+
+    /// Somebody's wait ends without the blob.
+    fn fail(&self, state: &mut State, hash: Hash, failure: Failure) {
+        self.report(state, hash, |progress| progress.failure = Some(failure));
+        // Whoever wants it from now on begins anew.
+        state.progress.remove(&hash);
+        state.scheduler.give_up(hash);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves plain data behind, which stays usable.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,328 @@
+//! The task that does what the scheduler decides.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use dht_records::Fetch;
+use iroh_blobs::{Hash, protocol::ChunkRanges};
+use tokio::{
+    task::{AbortHandle, JoinSet},
+    time::{Instant, sleep, timeout},
+};
+
+use super::{Engine, Failure, State, lock, transfer};
+use crate::{
+    Error, Group,
+    group::Inner,
+    have, members,
+    peers::Peer,
+    sched::{Event, HolderId, Kind, Now, TaskId},
+};
+
+/// How long a holder may take to say what it has.
+const ANSWER: Duration = Duration::from_secs(12);
+/// How long looking for everybody's current tunnels may take.
+const LOOK: Duration = Duration::from_secs(12);
+/// How often the scheduler looks at the clock while there is something to do.
+const TICK: Duration = Duration::from_millis(200);
+/// How often the tunnels that are known from earlier are taken up again.
+const TAKE_UP: Duration = Duration::from_secs(3);
+/// How often everybody's current tunnels are looked for while something is wanted: others than those known may have it.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// What was found so recently need not be looked for again.
+const RECENT: Duration = Duration::from_secs(5);
+
+/// Fetches what is wanted until the group stops.
+pub(crate) async fn run(group: &Group) {
+    let engine = group.inner.engine.clone();
+    let mut driver = Driver {
+        inner: group.inner.clone(),
+        group,
+        engine,
+        jobs: JoinSet::new(),
+        tasks: HashMap::new(),
+        taken_up: None,
+        looking: Arc::default(),
+    };
+    loop {
+        let engine = driver.engine.clone();
+        let changed = engine.changed.notified();
+        tokio::pin!(changed);
+        // From here on no change is missed.
+        changed.as_mut().enable();
+        driver.step().await;
+        let idle = engine.lock().scheduler.is_idle();
+        tokio::select! {
+            () = &mut changed => {}
+            () = sleep(TICK), if !idle => {}
+        }
+    }
+}
+
+/// Ends everybody's wait.
+pub(crate) fn close(engine: &Engine) {
+    let mut state = engine.lock();
+    state.closed = true;
+    state.progress.clear();
+}
+
+struct Driver<'a> {
+    group: &'a Group,
+    inner: Arc<Inner>,
+    engine: Arc<Engine>,
+    /// Questions, transfers, checks. They end with the driver.
+    jobs: JoinSet<()>,
+    tasks: HashMap<TaskId, AbortHandle>,
+    taken_up: Option<Instant>,
+    looking: Arc<Mutex<Looking>>,
+}
+
+/// When everybody was looked for.
+#[derive(Debug, Default)]
+struct Looking {
+    now: bool,
+    last: Option<Instant>,
+}
+
+impl Looking {
+    fn within(&self, time: Duration) -> bool {
+        self.last.is_some_and(|last| last.elapsed() < time)
+    }
+}
+
+impl Driver<'_> {
+    async fn step(&mut self) {
+        while self.jobs.try_join_next().is_some() {}
+        let fresh = std::mem::take(&mut self.engine.lock().fresh);
+        if fresh && self.taken_up.is_none_or(|at| at.elapsed() >= TAKE_UP) {
+            self.taken_up = Some(Instant::now());
+            let peers = members::devices(self.group, Fetch::Cached).await;
+            take_up(&self.inner, &self.engine, peers, true);
+            if !lock(&self.looking).within(LOOK_AGAIN) {
+                self.look_for_everybody(Vec::new());
+            }
+        }
+        loop {
+            let engine = self.engine.clone();
+            let now = engine.now();
+            let mut state = engine.lock();
+            if state.scheduler.is_idle() && self.tasks.is_empty() {
+                let events = state.scheduler.take_events();
+                self.handle(&mut state, events, now);
+                return;
+            }
+            state.scheduler.tick(now);
+            for (holder, hashes) in state.scheduler.questions(have::MAX_HASHES, now) {
+                self.ask(&state, holder, hashes);
+            }
+            for (holder, hash) in state.scheduler.observations(now) {
+                self.observe(&state, holder, hash);
+            }
+            while let Some(start) = state.scheduler.next(now) {
+                let Some(peer) = peer(&state, start.holder) else {
+                    break;
+                };
+                let job = transfer::run(self.inner.clone(), engine.clone(), peer, start.clone());
+                self.tasks.insert(start.task, self.jobs.spawn(job));
+            }
+            let (first, last) = state.scheduler.stuck(now);
+            if !first.is_empty() {
+                self.look_for_everybody(first);
+            }
+            for hash in last {
+                let nobody = !state.scheduler.has_holders();
+                let failure = if nobody {
+                    Failure::Nobody
+                } else {
+                    Failure::NobodyHas
+                };
+                engine.fail(&mut state, hash, failure);
+            }
+            let events = state.scheduler.take_events();
+            if events.is_empty() {
+                return;
+            }
+            self.handle(&mut state, events, now);
+        }
+    }
+
+    fn handle(&mut self, state: &mut State, events: Vec<Event>, now: Now) {
+        for event in events {
+            match event {
+                Event::State(hash, to) => {
+                    self.engine
+                        .report(state, hash, |progress| progress.state = to);
+                }
+                Event::Check(hash, kind) => {
+                    self.jobs.spawn(check(self.engine.clone(), hash, kind));
+                }
+                Event::Cancel(task) => {
+                    if let Some(job) = self.tasks.remove(&task) {
+                        job.abort();
+                    }
+                    state.scheduler.cancelled(task);
+                }
+                Event::Ended(task) => {
+                    self.tasks.remove(&task);
+                }
+                Event::NobodyHas(hash) => self.engine.fail(state, hash, Failure::NobodyHas),
+                Event::Behaved(holder, fault) => {
+                    let Some(peer) = peer(state, holder) else {
+                        continue;
+                    };
+                    let clock = Instant::now();
+                    let mut ignore = self.inner.ignore();
+                    match fault {
+                        None => ignore.forgive(&peer.id),
+                        Some(fault) => {
+                            ignore.strike(peer.id.clone(), fault, clock);
+                            let left = ignore.ignored(&peer.id, clock);
+                            drop(ignore);
+                            tracing::debug!(peer = %peer.short(), ?fault, "a member is left alone for a while");
+                            let left = left.map_or(Duration::ZERO, |left| left.remaining);
+                            state.scheduler.leave_out(holder, now + left);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, state: &State, holder: HolderId, hashes: Vec<Hash>) {
+        let Some(peer) = peer(state, holder) else {
+            return;
+        };
+        let (engine, inner) = (self.engine.clone(), self.inner.clone());
+        self.jobs.spawn(async move {
+            let answer = timeout(ANSWER, have::ask(&peer, &hashes)).await;
+            let mut state = engine.lock();
+            match answer {
+                Ok(Ok(holdings)) => {
+                    inner.ignore().heard(&peer.id);
+                    let now = engine.now();
+                    state.scheduler.answered(holder, &holdings, now);
+                }
+                failed => {
+                    let error = failed.err().map(|_| "timeout");
+                    tracing::debug!(peer = %peer.short(), ?error, "a member does not say what it has");
+                    state.scheduler.silent(holder);
+                }
+            }
+            drop(state);
+            engine.changed.notify_one();
+        });
+    }
+
+    fn observe(&mut self, state: &State, holder: HolderId, hash: Hash) {
+        let Some(peer) = peer(state, holder) else {
+            return;
+        };
+        let engine = self.engine.clone();
+        self.jobs.spawn(async move {
+            let ranges = match timeout(ANSWER, transfer::observe(&peer, hash)).await {
+                Ok(Ok(ranges)) => Some(ranges),
+                _ => None,
+            };
+            let now = engine.now();
+            engine.lock().scheduler.observed(holder, hash, ranges, now);
+            engine.changed.notify_one();
+        });
+    }
+
+    /// Looks for everybody's current tunnels, once at a time; then these blobs are tried with all of them.
+    fn look_for_everybody(&mut self, hashes: Vec<Hash>) {
+        let recent = {
+            let mut looking = lock(&self.looking);
+            if looking.now {
+                return;
+            }
+            looking.now = true;
+            looking.within(RECENT)
+        };
+        let (group, engine, looking) = (
+            self.group.clone(),
+            self.engine.clone(),
+            self.looking.clone(),
+        );
+        self.jobs.spawn(async move {
+            if !recent {
+                let peers = timeout(LOOK, members::devices(&group, Fetch::Network)).await;
+                let complete = peers.is_ok();
+                let peers = match peers {
+                    Ok(peers) => peers,
+                    Err(_) => members::devices(&group, Fetch::Cached).await,
+                };
+                take_up(&group.inner, &engine, peers, complete);
+            }
+            if !hashes.is_empty() {
+                engine.lock().scheduler.try_all(&hashes);
+            }
+            {
+                let mut looking = lock(&looking);
+                looking.now = false;
+                if !recent {
+                    looking.last = Some(Instant::now());
+                }
+            }
+            engine.changed.notify_one();
+        });
+    }
+}
+
+fn peer(state: &State, holder: HolderId) -> Option<Arc<Peer>> {
+    let place = usize::try_from(holder).ok()?;
+    state.peers.get(place).cloned()
+}
+
+/// Takes up who can be asked now. Who is not among them is dropped if these are all.
+fn take_up(inner: &Inner, engine: &Engine, peers: Vec<Arc<Peer>>, all: bool) {
+    let clock = Instant::now();
+    let now = engine.now();
+    let mut state = engine.lock();
+    let mut here = BTreeSet::new();
+    for peer in peers {
+        let next = HolderId::try_from(state.peers.len()).unwrap_or(HolderId::MAX);
+        let id = *state.ids.entry(peer.id.clone()).or_insert(next);
+        if id == next {
+            state.peers.push(peer.clone());
+        }
+        let left = inner.ignore().ignored(&peer.id, clock);
+        state
+            .scheduler
+            .join(id, left.map(|left| now + left.remaining));
+        here.insert(id);
+    }
+    if all {
+        state.scheduler.keep_only(&here);
+    }
+}
+
+/// Asks the store whether a blob of which everything came is complete.
+async fn check(engine: Arc<Engine>, hash: Hash, kind: Kind) {
+    let outcome = async {
+        if engine.is_here(hash, kind).await? {
+            return Ok(None);
+        }
+        let size = engine.lock().scheduler.size_of(&hash);
+        let Some(size) = size else {
+            return Ok::<_, Error>(Some(ChunkRanges::empty()));
+        };
+        let (missing, _) = engine.missing(hash, size).await?;
+        Ok(Some(missing))
+    };
+    let outcome = outcome.await;
+    let mut state = engine.lock();
+    match outcome {
+        Ok(None) => state.scheduler.complete(hash),
+        Ok(Some(missing)) => state.scheduler.incomplete(hash, missing),
+        Err(error) => {
+            let what: Arc<str> = error.to_string().into();
+            engine.fail(&mut state, hash, Failure::Store(what));
+        }
+    }
+    drop(state);
+    engine.changed.notify_one();
+}

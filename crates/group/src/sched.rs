@@ -1,0 +1,559 @@
+//! Which piece is asked of which holder: the scheduler of all that a group is fetching, without socket, store or clock.
+//!
+//! Blobs that are wanted go in, and what is heard of their holders; tasks come out, each one request to one holder. A large blob is
+//! cut into pieces whose size follows from the holder's rate; small blobs go together into one request. A holder that has nothing
+//! new to do takes over what a much slower one is busy with; the first to finish wins. What a task did not bring goes back.
+
+mod choose;
+mod holders;
+mod rate;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
+
+use iroh_blobs::{
+    Hash,
+    protocol::{ChunkRanges, ChunkRangesExt},
+};
+
+use crate::{ignore::Fault, progress::FetchState};
+use rate::Rate;
+
+/// A point in time: the time since an arbitrary origin.
+pub(crate) type Now = Duration;
+/// A member's device.
+pub(crate) type HolderId = u32;
+/// One request to one holder.
+pub(crate) type TaskId = u64;
+
+/// Streams that are open to one holder at a time, at most.
+pub(crate) const STREAMS_PER_HOLDER: usize = 16;
+/// Streams that are open for one group, at most. With what a stream may hold (its window of 2 MiB and 32 chunk groups on their way
+/// to the store) this bounds the memory of everything that a group fetches.
+pub(crate) const STREAMS: usize = 32;
+/// A task that brings nothing for so long has failed.
+pub(crate) const STALL: Duration = Duration::from_secs(15);
+/// How long a holder of a part is left alone before it is asked again what it has by now.
+const PART_AGAIN: Duration = Duration::from_secs(3);
+/// How long a holder that has too much to do is left alone.
+const BUSY: Duration = Duration::from_millis(1_500);
+/// A holder that fails so many tasks in a row is left alone.
+const FAILURES: u32 = 3;
+/// A holder from whom so many tasks in a row were taken over by faster ones, and who is slower than a twentieth of the fastest, starves
+/// others of what it holds up.
+const LOST: u32 = 6;
+const STARVING: f64 = 0.05;
+/// How often a blob is looked over again whose pieces all came and which is not complete.
+const ROUNDS: u32 = 8;
+
+/// What is wanted of a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// All of it.
+    Blob,
+    /// All of it, and of its first child: a collection with its list of names.
+    Collection,
+}
+
+/// A blob that is wanted.
+#[derive(Clone, Debug)]
+pub(crate) struct Want {
+    pub(crate) hash: Hash,
+    pub(crate) kind: Kind,
+    /// The size in bytes, where a sealed entry tells it.
+    pub(crate) size: Option<u64>,
+    /// No more bytes than this are taken.
+    pub(crate) limit: u64,
+    /// Who has all of this one has the wanted one as well, most likely, and need not be asked.
+    pub(crate) like: Option<Hash>,
+    /// What is not here yet.
+    pub(crate) missing: ChunkRanges,
+}
+
+/// What a holder is known to have of a blob.
+#[derive(Clone, Debug)]
+enum Has {
+    Nothing,
+    /// Some of it; which ranges, once that was asked.
+    Part {
+        ranges: Option<ChunkRanges>,
+        asked: Now,
+    },
+    All,
+}
+
+#[derive(Debug)]
+struct Blob {
+    kind: Kind,
+    size: Option<u64>,
+    /// What a holder says the size is.
+    claimed: Option<u64>,
+    limit: u64,
+    /// What nobody is working on.
+    todo: ChunkRanges,
+    users: u32,
+    state: FetchState,
+    rounds: u32,
+    /// Being looked over by the store.
+    checking: bool,
+    /// Whether everybody's current tunnels were tried, beside those that were known.
+    thorough: bool,
+}
+
+/// A part of a task.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub(crate) hash: Hash,
+    pub(crate) kind: Kind,
+    pub(crate) ranges: ChunkRanges,
+    /// The known size of the blob.
+    pub(crate) size: Option<u64>,
+    pub(crate) limit: u64,
+    done: bool,
+}
+
+/// What is to be asked of a holder.
+#[derive(Clone, Debug)]
+pub(crate) struct Start {
+    pub(crate) task: TaskId,
+    pub(crate) holder: HolderId,
+    pub(crate) parts: Vec<Part>,
+}
+
+#[derive(Debug)]
+struct Task {
+    holder: HolderId,
+    parts: Vec<Part>,
+    bytes: u64,
+    expected: u64,
+    started: Now,
+    last: Now,
+    /// Whether it repeats what another is busy with.
+    repeats: Option<TaskId>,
+    repeated: bool,
+}
+
+#[derive(Debug, Default)]
+struct Holder {
+    has: HashMap<Hash, Has>,
+    asking: HashSet<Hash>,
+    /// Blobs whose ranges are being asked.
+    observing: HashSet<Hash>,
+    busy: usize,
+    rate: Rate,
+    failures: u32,
+    lost: u32,
+    /// Small blobs for one request; fewer after one that broke off.
+    batch: usize,
+    /// Left alone until then.
+    out: Option<Now>,
+}
+
+/// How a task ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// All of its parts were done.
+    Done,
+    /// The holder does not have this blob (any more), or not in this size.
+    NotThere(Hash),
+    /// A byte did not match its hash.
+    Lied,
+    /// The holder has too much to do.
+    Busy,
+    /// It broke off, for whatever reason.
+    BrokeOff,
+}
+
+/// What follows from what was put in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// A blob is in another state.
+    State(Hash, FetchState),
+    /// All of a blob came: the store has to say whether it is complete.
+    Check(Hash, Kind),
+    /// A task is of no use any more: to be ended, and told by [`Scheduler::cancelled`].
+    Cancel(TaskId),
+    /// A task is over.
+    Ended(TaskId),
+    /// A holder behaved, or did not.
+    Behaved(HolderId, Option<Fault>),
+    /// Nobody has what is missing of a blob.
+    NobodyHas(Hash),
+}
+
+/// The scheduler.
+#[derive(Debug, Default)]
+pub(crate) struct Scheduler {
+    blobs: HashMap<Hash, Blob>,
+    /// In the order in which they were wanted.
+    order: BTreeMap<u64, Hash>,
+    place: HashMap<Hash, u64>,
+    holders: BTreeMap<HolderId, Holder>,
+    tasks: BTreeMap<TaskId, Task>,
+    next_task: TaskId,
+    next_place: u64,
+    events: Vec<Event>,
+}
+
+impl Scheduler {
+    /// Wants a blob, once more if it is wanted already. Each time has to be taken back with [`unwant`](Self::unwant).
+    pub(crate) fn want(&mut self, want: Want) {
+        if let Some(blob) = self.blobs.get_mut(&want.hash) {
+            blob.users += 1;
+            blob.size = blob.size.or(want.size);
+            blob.limit = blob.limit.max(want.limit);
+            return;
+        }
+        let hash = want.hash;
+        self.blobs.insert(
+            hash,
+            Blob {
+                kind: want.kind,
+                size: want.size,
+                claimed: None,
+                limit: want.limit,
+                todo: want.missing,
+                users: 1,
+                state: FetchState::Queued,
+                rounds: 0,
+                checking: false,
+                thorough: false,
+            },
+        );
+        self.order.insert(self.next_place, hash);
+        self.place.insert(hash, self.next_place);
+        self.next_place += 1;
+        if let Some(like) = want.like {
+            for holder in self.holders.values_mut() {
+                if matches!(holder.has.get(&like), Some(Has::All)) {
+                    holder.has.insert(hash, Has::All);
+                }
+            }
+        }
+        self.check_if_all_came(hash);
+    }
+
+    /// Takes a [`want`](Self::want) back.
+    pub(crate) fn unwant(&mut self, hash: Hash) {
+        let Some(blob) = self.blobs.get_mut(&hash) else {
+            return;
+        };
+        blob.users = blob.users.saturating_sub(1);
+        if blob.users == 0 {
+            self.remove(hash);
+        }
+    }
+
+    /// Nobody waits for a blob any more.
+    pub(crate) fn give_up(&mut self, hash: Hash) {
+        self.remove(hash);
+    }
+
+    /// The bytes of a blob that are wanted at most.
+    pub(crate) fn size_of(&self, hash: &Hash) -> Option<u64> {
+        let blob = self.blobs.get(hash)?;
+        Some(blob.size.unwrap_or(blob.limit))
+    }
+
+    fn remove(&mut self, hash: Hash) {
+        self.blobs.remove(&hash);
+        if let Some(place) = self.place.remove(&hash) {
+            self.order.remove(&place);
+        }
+        for holder in self.holders.values_mut() {
+            holder.has.remove(&hash);
+        }
+        for (id, task) in &mut self.tasks {
+            if task.parts.iter().any(|part| part.hash == hash) {
+                for part in task.parts.iter_mut().filter(|part| part.hash == hash) {
+                    part.done = true;
+                }
+                if task.parts.iter().all(|part| part.done) {
+                    self.events.push(Event::Cancel(*id));
+                }
+            }
+        }
+    }
+
+    /// Whether anything is wanted that is not here yet.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.blobs
+            .values()
+            .all(|blob| blob.state == FetchState::Stored)
+    }
+
+    /// Whether there is anybody who could have something.
+    pub(crate) fn has_holders(&self) -> bool {
+        !self.holders.is_empty()
+    }
+
+    /// Verified bytes came in.
+    pub(crate) fn progress(&mut self, task: TaskId, bytes: u64, now: Now) {
+        let Some(task) = self.tasks.get_mut(&task) else {
+            return;
+        };
+        if let Some(holder) = self.holders.get_mut(&task.holder) {
+            if task.bytes == 0 {
+                holder.rate.answered_after(now.saturating_sub(task.started));
+            }
+            holder.rate.came(bytes, now);
+        }
+        task.bytes += bytes;
+        task.last = now;
+    }
+
+    /// All of a part is in the store.
+    pub(crate) fn part_done(&mut self, id: TaskId, hash: Hash) {
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return;
+        };
+        let (winner, repeats) = (task.holder, task.repeats);
+        let mut ranges = ChunkRanges::empty();
+        for part in task.parts.iter_mut().filter(|part| part.hash == hash) {
+            part.done = true;
+            ranges |= part.ranges.clone();
+        }
+        if ranges.is_empty() {
+            return;
+        }
+        let mut loser = None;
+        if let Some(blob) = self.blobs.get_mut(&hash) {
+            blob.todo -= ranges.clone();
+        }
+        for (other, task) in &mut self.tasks {
+            if *other == id {
+                continue;
+            }
+            let mut changed = false;
+            for part in &mut task.parts {
+                if part.hash == hash && !part.done && part.ranges.is_subset(&ranges) {
+                    part.done = true;
+                    changed = true;
+                }
+            }
+            if changed && task.parts.iter().all(|part| part.done) {
+                self.events.push(Event::Cancel(*other));
+                if repeats == Some(*other) {
+                    loser = Some(task.holder);
+                }
+            }
+        }
+        if let Some(loser) = loser {
+            self.lost(loser, winner);
+        }
+        self.check_if_all_came(hash);
+    }
+
+    /// A task ended. Whatever of it is not done goes back.
+    pub(crate) fn finished(&mut self, id: TaskId, end: End, now: Now) {
+        let Some(task) = self.put_back(id) else {
+            return;
+        };
+        self.events.push(Event::Ended(id));
+        let whole = task.parts.iter().all(|part| part.done);
+        let Some(holder) = self.holders.get_mut(&task.holder) else {
+            return;
+        };
+        match end {
+            End::Done => {
+                holder.failures = 0;
+                holder.lost = 0;
+                holder.batch = (holder.batch * 2).min(choose::BATCH);
+                self.events.push(Event::Behaved(task.holder, None));
+            }
+            // Others have done it meanwhile, so this says nothing.
+            _ if whole => {}
+            End::NotThere(hash) => {
+                holder.batch = (task.parts.len() / 2).max(1);
+                if task.parts.len() == 1 {
+                    holder.has.insert(hash, Has::Nothing);
+                } else {
+                    // Which of them it was is not sure: those that are left are asked for again.
+                    for part in task.parts.iter().filter(|part| !part.done) {
+                        holder.has.remove(&part.hash);
+                    }
+                }
+            }
+            End::Lied => {
+                holder.has.clear();
+                self.events
+                    .push(Event::Behaved(task.holder, Some(Fault::Lied)));
+            }
+            End::Busy => holder.out = Some(now + BUSY),
+            End::BrokeOff => {
+                holder.batch = (task.parts.len() / 2).max(1);
+                holder.failures += 1;
+                if holder.failures >= FAILURES {
+                    holder.failures = 0;
+                    self.events
+                        .push(Event::Behaved(task.holder, Some(Fault::Silent)));
+                } else if task.parts.len() == 1 {
+                    // It may have it no longer, or only a part.
+                    for part in &task.parts {
+                        holder.has.remove(&part.hash);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A task was ended because of [`Event::Cancel`].
+    pub(crate) fn cancelled(&mut self, id: TaskId) {
+        self.put_back(id);
+    }
+
+    /// A task of a slow holder was done by another, who was faster.
+    fn lost(&mut self, loser: HolderId, winner: HolderId) {
+        let fast = self
+            .holders
+            .get(&winner)
+            .and_then(|holder| holder.rate.bytes_per_second());
+        let Some(holder) = self.holders.get_mut(&loser) else {
+            return;
+        };
+        holder.lost += 1;
+        let slow = holder.rate.bytes_per_second().unwrap_or(0.0);
+        if holder.lost >= LOST && fast.is_some_and(|fast| slow < fast * STARVING) {
+            holder.lost = 0;
+            self.events
+                .push(Event::Behaved(loser, Some(Fault::Starving)));
+        }
+    }
+
+    /// Takes a task out, and gives what is not done of it to whoever comes next.
+    fn put_back(&mut self, id: TaskId) -> Option<Task> {
+        let task = self.tasks.remove(&id)?;
+        if let Some(holder) = self.holders.get_mut(&task.holder) {
+            holder.busy = holder.busy.saturating_sub(1);
+            if holder.busy == 0 {
+                holder.rate.pause();
+            }
+        }
+        for other in self.tasks.values_mut() {
+            if other.repeats == Some(id) {
+                other.repeats = None;
+            }
+        }
+        if let Some(other) = task.repeats.and_then(|other| self.tasks.get_mut(&other)) {
+            other.repeated = false;
+        }
+        for part in task.parts.iter().filter(|part| !part.done) {
+            let mut ranges = part.ranges.clone();
+            for other in self.tasks.values() {
+                for flying in &other.parts {
+                    if flying.hash == part.hash && !flying.done {
+                        ranges -= flying.ranges.clone();
+                    }
+                }
+            }
+            if let Some(blob) = self.blobs.get_mut(&part.hash)
+                && blob.is_open()
+            {
+                blob.todo |= ranges;
+            }
+        }
+        Some(task)
+    }
+
+    /// The store says that all of a blob is there.
+    pub(crate) fn complete(&mut self, hash: Hash) {
+        if let Some(blob) = self.blobs.get_mut(&hash) {
+            blob.todo = ChunkRanges::empty();
+            blob.checking = false;
+            blob.state = FetchState::Stored;
+            self.events.push(Event::State(hash, FetchState::Stored));
+        }
+    }
+
+    /// The store says that this is missing of a blob although all of it came.
+    pub(crate) fn incomplete(&mut self, hash: Hash, missing: ChunkRanges) {
+        let Some(blob) = self.blobs.get_mut(&hash) else {
+            return;
+        };
+        blob.checking = false;
+        blob.rounds += 1;
+        if blob.rounds > ROUNDS || missing.is_empty() {
+            self.events.push(Event::NobodyHas(hash));
+            return;
+        }
+        blob.todo = missing;
+        blob.state = FetchState::Fetching;
+    }
+
+    fn check_if_all_came(&mut self, hash: Hash) {
+        let flying = self.is_flying(&hash);
+        if let Some(blob) = self.blobs.get_mut(&hash)
+            && blob.is_open()
+            && blob.todo.is_empty()
+            && !flying
+        {
+            blob.checking = true;
+            blob.state = FetchState::Verifying;
+            let kind = blob.kind;
+            self.events.push(Event::State(hash, FetchState::Verifying));
+            self.events.push(Event::Check(hash, kind));
+        }
+    }
+
+    fn is_flying(&self, hash: &Hash) -> bool {
+        self.tasks.values().any(|task| {
+            task.parts
+                .iter()
+                .any(|part| part.hash == *hash && !part.done)
+        })
+    }
+
+    fn set_state(&mut self, hash: Hash, from: FetchState, to: FetchState) {
+        if let Some(blob) = self.blobs.get_mut(&hash)
+            && blob.state == from
+        {
+            blob.state = to;
+            self.events.push(Event::State(hash, to));
+        }
+    }
+
+    /// Ends what has brought nothing for too long.
+    pub(crate) fn tick(&mut self, now: Now) {
+        let stalled: Vec<TaskId> = self
+            .tasks
+            .iter()
+            .filter(|(_, task)| now >= task.last + STALL)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in stalled {
+            self.events.push(Event::Cancel(id));
+            self.finished(id, End::BrokeOff, now);
+        }
+    }
+
+    /// What is to be asked next, of whom; none when there is nothing to do as things stand.
+    pub(crate) fn next(&mut self, now: Now) -> Option<Start> {
+        choose::next(self, now)
+    }
+
+    /// What happened since the last call.
+    pub(crate) fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+}
+
+impl Blob {
+    /// Whether there is still something to be fetched.
+    fn is_open(&self) -> bool {
+        !self.checking && self.state != FetchState::Stored
+    }
+
+    fn all(&self) -> ChunkRanges {
+        ChunkRanges::bytes(0..self.size.unwrap_or(self.limit).max(1))
+    }
+}
+
+impl Holder {
+    fn is_out(&self, now: Now) -> bool {
+        self.out.is_some_and(|out| out > now)
+    }
+}

@@ -1,0 +1,295 @@
+//! Who does what next.
+
+use std::time::Duration;
+
+use bao_tree::ChunkNum;
+use iroh_blobs::{Hash, protocol::ChunkRanges};
+use range_collections::range_set::RangeSetRange;
+
+use super::{
+    Blob, Has, Holder, HolderId, Kind, Now, Part, STREAMS, STREAMS_PER_HOLDER, Scheduler, Start,
+    Task, TaskId,
+};
+use crate::progress::FetchState;
+
+/// Blobs up to this size, in bytes, go together into one request.
+pub(crate) const SMALL: u64 = 64 * 1024;
+/// So many of them at most.
+pub(crate) const BATCH: usize = 64;
+/// The largest piece, and the most bytes of small blobs in one request.
+const PIECE: u64 = 1024 * 1024;
+/// The smallest piece that a blob is cut into.
+const SHORTEST: u64 = 64 * 1024;
+/// A piece takes a holder about so long.
+const TIME: f64 = 0.3;
+/// The first pieces of a holder of unknown rate: this, twice this, and so on, so that they do not all end at once.
+const FIRST: u64 = 256 * 1024;
+/// Streams to a holder of unknown rate.
+const FIRST_STREAMS: usize = 4;
+/// A task younger than this is not taken over.
+const YOUNG: Duration = Duration::from_millis(500);
+const CHUNK: u64 = 1024;
+const GROUP: u64 = 16;
+
+impl Holder {
+    /// Streams that keep the way to it full: twice what is on its way at a time, so that a request arrives before the last one ends.
+    fn streams(&self) -> usize {
+        let Some(rate) = self.rate.bytes_per_second() else {
+            return FIRST_STREAMS;
+        };
+        let ahead = 2.0 * rate * self.rate.latency().as_secs_f64();
+        let piece = (rate * TIME).clamp(2.0 * SHORTEST as f64, PIECE as f64);
+        // A float to integer cast saturates.
+        ((ahead / piece).ceil() as usize)
+            .saturating_add(2)
+            .clamp(3, STREAMS_PER_HOLDER)
+    }
+
+    /// Bytes that it is asked for in one request.
+    fn piece(&self) -> u64 {
+        match self.rate.bytes_per_second() {
+            None => (self.busy as u64 + 1).saturating_mul(FIRST).min(PIECE),
+            Some(rate) => ((rate * TIME) as u64).clamp(2 * SHORTEST, PIECE),
+        }
+    }
+
+    /// No piece needs to be smaller than what is on its way to one stream.
+    fn worthwhile(&self) -> u64 {
+        let rate = self.rate.bytes_per_second().unwrap_or(0.0);
+        let ahead = rate * self.rate.latency().as_secs_f64() / self.streams() as f64;
+        (ahead as u64).clamp(SHORTEST, PIECE)
+    }
+}
+
+pub(super) fn next(s: &mut Scheduler, now: Now) -> Option<Start> {
+    if s.tasks.len() >= STREAMS {
+        return None;
+    }
+    let mut free: Vec<(HolderId, usize, usize)> = s
+        .holders
+        .iter()
+        .filter(|(_, holder)| !holder.is_out(now))
+        .map(|(id, holder)| (*id, holder.busy, holder.streams()))
+        .filter(|(_, busy, streams)| busy < streams)
+        .collect();
+    // Whoever has the least to do comes first.
+    free.sort_by_key(|(id, busy, _)| (*busy, *id));
+    for (id, ..) in &free {
+        if let Some(parts) = new_work(s, *id) {
+            return Some(start(s, *id, parts, None, now));
+        }
+    }
+    for (id, ..) in free {
+        if let Some((of, parts)) = take_over(s, id, now) {
+            return Some(start(s, id, parts, Some(of), now));
+        }
+    }
+    None
+}
+
+fn start(
+    s: &mut Scheduler,
+    id: HolderId,
+    parts: Vec<Part>,
+    repeats: Option<TaskId>,
+    now: Now,
+) -> Start {
+    let task = s.next_task;
+    s.next_task += 1;
+    for part in &parts {
+        s.set_state(part.hash, FetchState::Queued, FetchState::Fetching);
+        s.set_state(part.hash, FetchState::Finding, FetchState::Fetching);
+        if repeats.is_none()
+            && let Some(blob) = s.blobs.get_mut(&part.hash)
+        {
+            blob.todo -= part.ranges.clone();
+        }
+    }
+    if let Some(other) = repeats.and_then(|other| s.tasks.get_mut(&other)) {
+        other.repeated = true;
+    }
+    if let Some(holder) = s.holders.get_mut(&id) {
+        holder.busy += 1;
+    }
+    s.tasks.insert(
+        task,
+        Task {
+            holder: id,
+            expected: parts.iter().map(expected).sum(),
+            parts: parts.clone(),
+            bytes: 0,
+            started: now,
+            last: now,
+            repeats,
+            repeated: false,
+        },
+    );
+    Start {
+        task,
+        holder: id,
+        parts,
+    }
+}
+
+/// Bytes that a part brings, as far as that is known.
+fn expected(part: &Part) -> u64 {
+    let chunks = count(&part.ranges).unwrap_or(u64::MAX);
+    chunks.saturating_mul(CHUNK).min(part.size.unwrap_or(PIECE))
+}
+
+fn part(hash: Hash, blob: &Blob, ranges: ChunkRanges) -> Part {
+    Part {
+        hash,
+        kind: blob.kind,
+        ranges,
+        size: blob.size,
+        limit: blob.limit,
+        done: false,
+    }
+}
+
+/// What nobody does yet and this holder can.
+fn new_work(s: &Scheduler, id: HolderId) -> Option<Vec<Part>> {
+    let holder = s.holders.get(&id)?;
+    let piece = piece(s, holder);
+    let mut batch: Vec<Part> = Vec::new();
+    let mut bytes = 0;
+    for hash in s.order.values() {
+        let Some(blob) = s.blobs.get(hash) else {
+            continue;
+        };
+        if !blob.is_open() || blob.todo.is_empty() {
+            continue;
+        }
+        let can = match holder.has.get(hash) {
+            Some(Has::All) => blob.todo.clone(),
+            Some(Has::Part {
+                ranges: Some(ranges),
+                ..
+            }) => &blob.todo & ranges,
+            _ => continue,
+        };
+        if can.is_empty() {
+            continue;
+        }
+        let size = blob.size.or(blob.claimed).unwrap_or(u64::MAX);
+        let small = blob.kind == Kind::Blob && size <= SMALL && can == blob.all();
+        if small {
+            if !batch.is_empty() && (batch.len() >= holder.batch || bytes + size > piece) {
+                break;
+            }
+            bytes += size;
+            batch.push(part(*hash, blob, can));
+        } else if batch.is_empty() {
+            let ranges = match (blob.kind, blob.size) {
+                (Kind::Blob, Some(_)) => first(&can, piece / CHUNK),
+                // How it could be cut is not known.
+                _ => can,
+            };
+            return Some(vec![part(*hash, blob, ranges)]);
+        }
+    }
+    (!batch.is_empty()).then_some(batch)
+}
+
+/// How many bytes to ask a holder for: near the end less, so that several end together.
+fn piece(s: &Scheduler, holder: &Holder) -> u64 {
+    let usual = holder.piece();
+    let active = s.holders.values().filter(|holder| holder.busy > 0).count();
+    if active < 2 {
+        return usual;
+    }
+    let left: u64 = s
+        .blobs
+        .values()
+        .filter(|blob| blob.is_open())
+        .map(|blob| {
+            let chunks = count(&blob.todo).unwrap_or(0);
+            chunks.saturating_mul(CHUNK)
+        })
+        .fold(0, u64::saturating_add);
+    let streams: usize = s.holders.values().map(|holder| holder.busy).sum();
+    let share = left / (2 * streams.max(1) as u64);
+    usual.min(share.max(holder.worthwhile()))
+}
+
+/// The work of a slower holder that this one can do, if it would be done much earlier by that.
+fn take_over(s: &Scheduler, id: HolderId, now: Now) -> Option<(TaskId, Vec<Part>)> {
+    let holder = s.holders.get(&id)?;
+    let mut best: Option<(f64, TaskId, Vec<Part>)> = None;
+    for (task_id, task) in &s.tasks {
+        let age = now.saturating_sub(task.started);
+        if task.holder == id || task.repeated || task.repeats.is_some() || age < YOUNG {
+            continue;
+        }
+        let parts: Vec<Part> = task
+            .parts
+            .iter()
+            .filter(|part| !part.done && has_all(s, holder, part))
+            .cloned()
+            .collect();
+        if parts.is_empty() {
+            continue;
+        }
+        let left = task.expected.saturating_sub(task.bytes).max(1) as f64;
+        let theirs = if now.saturating_sub(task.last) > Duration::from_secs(2) || task.bytes == 0 {
+            f64::INFINITY
+        } else {
+            left * age.as_secs_f64() / task.bytes as f64
+        };
+        let ours = holder.rate.latency().as_secs_f64()
+            + match holder.rate.bytes_per_second() {
+                Some(rate) if rate > 0.0 => left * (holder.busy as f64 + 1.0) / rate,
+                _ => 1.0,
+            };
+        if theirs > 1.5 * ours && best.as_ref().is_none_or(|(most, ..)| theirs > *most) {
+            best = Some((theirs, *task_id, parts));
+        }
+    }
+    best.map(|(_, task, parts)| (task, parts))
+}
+
+fn has_all(s: &Scheduler, holder: &Holder, part: &Part) -> bool {
+    match holder.has.get(&part.hash) {
+        Some(Has::All) => s.blobs.contains_key(&part.hash),
+        Some(Has::Part {
+            ranges: Some(ranges),
+            ..
+        }) => part.ranges.is_subset(ranges),
+        _ => false,
+    }
+}
+
+/// The first so many chunks of some ranges, up to the end of a chunk group.
+fn first(ranges: &ChunkRanges, most: u64) -> ChunkRanges {
+    let mut left = most.max(GROUP);
+    let mut out = ChunkRanges::empty();
+    for range in ranges.iter() {
+        let (start, end) = match range {
+            RangeSetRange::Range(range) => (range.start.0, range.end.0),
+            RangeSetRange::RangeFrom(range) => (range.start.0, u64::MAX),
+        };
+        let cut = start.saturating_add(left);
+        let cut = (cut - cut % GROUP).max(start.saturating_add(1));
+        let to = end.min(if cut - start < GROUP && end - start > GROUP {
+            cut.next_multiple_of(GROUP)
+        } else {
+            cut
+        });
+        out |= ChunkRanges::from(ChunkNum(start)..ChunkNum(to));
+        left = left.saturating_sub(to - start);
+        // A request with many gaps is no smaller than several.
+        if left < GROUP || to < end {
+            break;
+        }
+    }
+    out
+}
+
+/// How many chunks some ranges have; none for ranges without an end.
+fn count(ranges: &ChunkRanges) -> Option<u64> {
+    ranges.iter().try_fold(0_u64, |sum, range| match range {
+        RangeSetRange::Range(range) => Some(sum.saturating_add(range.end.0 - range.start.0)),
+        RangeSetRange::RangeFrom(_) => None,
+    })
+}

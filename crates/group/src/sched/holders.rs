@@ -1,0 +1,234 @@
+//! What is known of the holders: whom to ask what, what they said, and whether anybody is left.
+
+use std::collections::{BTreeSet, HashSet};
+
+use iroh_blobs::{Hash, protocol::ChunkRanges};
+
+use super::{BUSY, Blob, Event, Has, Holder, HolderId, Now, PART_AGAIN, Scheduler, TaskId, choose};
+use crate::{have::Holding, ignore::Fault, progress::FetchState};
+
+impl Scheduler {
+    /// Somebody can be asked; left alone until `out`.
+    pub(crate) fn join(&mut self, holder: HolderId, out: Option<Now>) {
+        let holder = self.holders.entry(holder).or_insert_with(|| Holder {
+            batch: choose::BATCH,
+            ..Holder::default()
+        });
+        holder.out = holder.out.max(out);
+    }
+
+    /// Those who can be asked now are these, and nobody else.
+    pub(crate) fn keep_only(&mut self, holders: &BTreeSet<HolderId>) {
+        let gone: Vec<HolderId> = self
+            .holders
+            .keys()
+            .filter(|id| !holders.contains(id))
+            .copied()
+            .collect();
+        for id in gone {
+            self.drop_tasks(id);
+            self.holders.remove(&id);
+        }
+    }
+
+    /// Leaves a holder alone for a while, and gives its work to others.
+    pub(crate) fn leave_out(&mut self, id: HolderId, until: Now) {
+        self.drop_tasks(id);
+        if let Some(holder) = self.holders.get_mut(&id) {
+            holder.out = Some(until);
+            holder.has.clear();
+            holder.asking.clear();
+            holder.observing.clear();
+        }
+    }
+
+    fn drop_tasks(&mut self, id: HolderId) {
+        let dead: Vec<TaskId> = self
+            .tasks
+            .iter()
+            .filter(|(_, task)| task.holder == id)
+            .map(|(id, _)| *id)
+            .collect();
+        for task in dead {
+            self.events.push(Event::Cancel(task));
+            self.put_back(task);
+        }
+    }
+
+    /// Whom to ask what they have, and of what: at most `most` hashes each, and one question at a time.
+    pub(crate) fn questions(&mut self, most: usize, now: Now) -> Vec<(HolderId, Vec<Hash>)> {
+        let mut questions = Vec::new();
+        for (id, holder) in &mut self.holders {
+            if !holder.asking.is_empty() || holder.is_out(now) {
+                continue;
+            }
+            let unknown: Vec<Hash> = self
+                .order
+                .values()
+                .filter(|hash| !holder.has.contains_key(*hash))
+                .filter(|hash| self.blobs.get(*hash).is_some_and(Blob::is_open))
+                .take(most)
+                .copied()
+                .collect();
+            if unknown.is_empty() {
+                continue;
+            }
+            holder.asking = unknown.iter().copied().collect();
+            questions.push((*id, unknown));
+        }
+        for (_, hashes) in &questions {
+            for hash in hashes {
+                self.set_state(*hash, FetchState::Queued, FetchState::Finding);
+            }
+        }
+        questions
+    }
+
+    /// What a holder answered.
+    pub(crate) fn answered(&mut self, id: HolderId, holdings: &[(Hash, Holding)], now: Now) {
+        let Some(holder) = self.holders.get_mut(&id) else {
+            return;
+        };
+        for (hash, holding) in holdings {
+            holder.asking.remove(hash);
+            let Some(blob) = self.blobs.get_mut(hash) else {
+                continue;
+            };
+            let has = match holding {
+                Holding::None => Has::Nothing,
+                Holding::Partial => Has::Part {
+                    ranges: None,
+                    asked: now,
+                },
+                Holding::Complete { size } => {
+                    blob.claimed = blob.claimed.or(Some(*size));
+                    Has::All
+                }
+            };
+            holder.has.insert(*hash, has);
+        }
+    }
+
+    /// A holder did not answer.
+    pub(crate) fn silent(&mut self, id: HolderId) {
+        if let Some(holder) = self.holders.get_mut(&id) {
+            holder.asking.clear();
+        }
+        self.events.push(Event::Behaved(id, Some(Fault::Silent)));
+    }
+
+    /// Of which partial blobs the holders' ranges have to be asked.
+    pub(crate) fn observations(&mut self, now: Now) -> Vec<(HolderId, Hash)> {
+        let mut observations = Vec::new();
+        for (id, holder) in &mut self.holders {
+            if holder.is_out(now) {
+                continue;
+            }
+            for (hash, has) in &holder.has {
+                let Has::Part { ranges, asked } = has else {
+                    continue;
+                };
+                let Some(blob) = self.blobs.get(hash).filter(|blob| blob.is_open()) else {
+                    continue;
+                };
+                let due = match ranges {
+                    None => true,
+                    Some(ranges) => ranges.is_disjoint(&blob.todo) && now >= *asked + PART_AGAIN,
+                };
+                if due && !holder.observing.contains(hash) {
+                    observations.push((*id, *hash));
+                }
+            }
+            for (of, hash) in &observations {
+                if of == id {
+                    holder.observing.insert(*hash);
+                }
+            }
+        }
+        observations
+    }
+
+    /// Which ranges a holder has of a blob; none if it did not say.
+    pub(crate) fn observed(
+        &mut self,
+        id: HolderId,
+        hash: Hash,
+        ranges: Option<ChunkRanges>,
+        now: Now,
+    ) {
+        if let Some(holder) = self.holders.get_mut(&id)
+            && holder.observing.remove(&hash)
+            && self.blobs.contains_key(&hash)
+        {
+            let has = match ranges {
+                Some(ranges) => Has::Part {
+                    ranges: Some(ranges),
+                    asked: now,
+                },
+                None => Has::Nothing,
+            };
+            holder.has.insert(hash, has);
+        }
+    }
+
+    /// Blobs that nobody can give as things stand: nobody works on them, and nobody who has them, or was not asked yet, is left.
+    /// Those in the first list may be had when everybody is looked for anew; for those in the second that was done.
+    pub(crate) fn stuck(&self, now: Now) -> (Vec<Hash>, Vec<Hash>) {
+        let (mut first, mut last) = (Vec::new(), Vec::new());
+        let parts = self.tasks.values().flat_map(|task| &task.parts);
+        let flying: HashSet<Hash> = parts
+            .filter(|part| !part.done)
+            .map(|part| part.hash)
+            .collect();
+        for hash in self.order.values() {
+            let Some(blob) = self.blobs.get(hash) else {
+                continue;
+            };
+            if !blob.is_open() || blob.todo.is_empty() || flying.contains(hash) {
+                continue;
+            }
+            let hope = self.holders.values().any(|holder| {
+                if holder.asking.contains(hash) || holder.observing.contains(hash) {
+                    return true;
+                }
+                // Whoever only has too much to do is waited for; it is out for a moment.
+                let soon = holder.out.is_some_and(|out| out <= now + BUSY);
+                if holder.is_out(now) && !soon {
+                    return false;
+                }
+                match holder.has.get(hash) {
+                    None | Some(Has::All) => true,
+                    Some(Has::Nothing) => false,
+                    Some(Has::Part { ranges, .. }) => ranges
+                        .as_ref()
+                        .is_none_or(|ranges| !ranges.is_disjoint(&blob.todo)),
+                }
+            });
+            if !hope {
+                if blob.thorough {
+                    last.push(*hash);
+                } else {
+                    first.push(*hash);
+                }
+            }
+        }
+        (first, last)
+    }
+
+    /// Everybody was looked for anew: forgets for these blobs who does not have them, and who is left alone.
+    pub(crate) fn try_all(&mut self, hashes: &[Hash]) {
+        for hash in hashes {
+            if let Some(blob) = self.blobs.get_mut(hash) {
+                blob.thorough = true;
+            }
+        }
+        for holder in self.holders.values_mut() {
+            holder.out = None;
+            for hash in hashes {
+                if !matches!(holder.has.get(hash), Some(Has::All)) {
+                    holder.has.remove(hash);
+                }
+            }
+        }
+    }
+}

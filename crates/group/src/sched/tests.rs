@@ -1,0 +1,611 @@
+//! The scheduler against holders of all sorts, in virtual time.
+
+use std::collections::HashSet;
+
+use bao_tree::ChunkNum;
+
+use super::*;
+use crate::have::Holding;
+
+const MS: Duration = Duration::from_millis(1);
+const STEP: Duration = Duration::from_millis(5);
+const MIB: u64 = 1024 * 1024;
+
+/// A holder as it really is.
+#[derive(Clone)]
+struct Real {
+    /// Bytes per second, shared by its streams.
+    rate: f64,
+    latency: Duration,
+    /// What it has; everything where nothing is said.
+    only: Option<HashMap<Hash, ChunkRanges>>,
+    dies: Option<Now>,
+    lies: bool,
+    /// It claims to have what it does not.
+    lacks: HashSet<Hash>,
+}
+
+impl Real {
+    fn new(rate: f64, latency: u64) -> Self {
+        Self {
+            rate,
+            latency: MS * u32::try_from(latency).unwrap(),
+            only: None,
+            dies: None,
+            lies: false,
+            lacks: HashSet::new(),
+        }
+    }
+}
+
+struct Transfer {
+    start: Start,
+    begun: Now,
+    /// Bytes of the present part that came.
+    came: f64,
+    at: usize,
+}
+
+#[derive(Default)]
+struct World {
+    s: Scheduler,
+    holders: Vec<Real>,
+    sizes: HashMap<Hash, u64>,
+    here: HashMap<Hash, ChunkRanges>,
+    transfers: BTreeMap<TaskId, Transfer>,
+    now: Now,
+    /// Answers on their way.
+    answers: Vec<(Now, HolderId, Vec<Hash>)>,
+    observed: Vec<(Now, HolderId, Hash)>,
+    stored: HashSet<Hash>,
+    failed: HashSet<Hash>,
+    faults: Vec<(HolderId, Fault)>,
+    /// A float, since steps do not bring whole bytes.
+    sent: f64,
+    tasks: usize,
+    asked: Vec<(HolderId, Hash, ChunkRanges)>,
+    looked: usize,
+}
+
+fn full(size: u64) -> ChunkRanges {
+    ChunkRanges::bytes(0..size.max(1))
+}
+
+fn hash(name: &str) -> Hash {
+    Hash::new(name)
+}
+
+impl World {
+    fn new(holders: Vec<Real>) -> Self {
+        let mut world = Self {
+            holders,
+            ..Self::default()
+        };
+        for id in 0..world.holders.len() {
+            world.s.join(u32::try_from(id).unwrap(), None);
+        }
+        world
+    }
+
+    fn want(&mut self, name: &str, size: u64) -> Hash {
+        let hash = hash(name);
+        self.sizes.insert(hash, size);
+        let here = self.here.get(&hash).cloned().unwrap_or_default();
+        self.s.want(Want {
+            hash,
+            kind: Kind::Blob,
+            size: Some(size),
+            limit: size,
+            like: None,
+            missing: &full(size) - &here,
+        });
+        hash
+    }
+
+    fn sent(&self) -> u64 {
+        self.sent.round() as u64
+    }
+
+    fn real(&self, id: HolderId) -> &Real {
+        &self.holders[id as usize]
+    }
+
+    fn has(&self, id: HolderId, hash: &Hash) -> ChunkRanges {
+        match &self.real(id).only {
+            None => full(self.sizes[hash]),
+            Some(only) => only.get(hash).cloned().unwrap_or_default(),
+        }
+    }
+
+    fn alive(&self, id: HolderId) -> bool {
+        self.real(id).dies.is_none_or(|dies| self.now < dies)
+    }
+
+    fn events(&mut self) {
+        loop {
+            let events = self.s.take_events();
+            if events.is_empty() {
+                return;
+            }
+            for event in events {
+                match event {
+                    Event::State(hash, FetchState::Stored) => {
+                        self.stored.insert(hash);
+                    }
+                    Event::State(..) | Event::Ended(_) | Event::Behaved(_, None) => {}
+                    Event::Check(hash, _) => {
+                        let missing = &full(self.sizes[&hash]) - &self.here[&hash];
+                        if missing.is_empty() {
+                            self.s.complete(hash);
+                        } else {
+                            self.s.incomplete(hash, missing);
+                        }
+                    }
+                    Event::Cancel(task) => {
+                        self.transfers.remove(&task);
+                        self.s.cancelled(task);
+                    }
+                    Event::Behaved(holder, Some(fault)) => {
+                        self.faults.push((holder, fault));
+                        self.s.leave_out(holder, self.now + Duration::from_secs(30));
+                    }
+                    Event::NobodyHas(hash) => {
+                        self.failed.insert(hash);
+                    }
+                }
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        let now = self.now;
+        self.s.tick(now);
+        for (holder, hashes) in self.s.questions(1_024, now) {
+            self.answers
+                .push((now + self.real(holder).latency, holder, hashes));
+        }
+        for (holder, hash) in self.s.observations(now) {
+            self.observed
+                .push((now + self.real(holder).latency, holder, hash));
+        }
+        let (due, rest) = std::mem::take(&mut self.answers)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(at, ..)| *at <= now);
+        self.answers = rest;
+        for (at, holder, hashes) in due {
+            if !self.alive(holder) {
+                if now < at + Duration::from_secs(20) {
+                    self.answers.push((at, holder, hashes));
+                } else {
+                    self.s.silent(holder);
+                }
+                continue;
+            }
+            let answer: Vec<_> = hashes
+                .iter()
+                .map(|hash| {
+                    let has = self.has(holder, hash);
+                    let holding = if has.is_empty() {
+                        Holding::None
+                    } else if full(self.sizes[hash]).is_subset(&has) {
+                        Holding::Complete {
+                            size: self.sizes[hash],
+                        }
+                    } else {
+                        Holding::Partial
+                    };
+                    (*hash, holding)
+                })
+                .collect();
+            self.s.answered(holder, &answer, now);
+        }
+        let (due, rest) = std::mem::take(&mut self.observed)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(at, ..)| *at <= now);
+        self.observed = rest;
+        for (_, holder, hash) in due {
+            let has = self.alive(holder).then(|| self.has(holder, &hash));
+            self.s.observed(holder, hash, has, now);
+        }
+        self.events();
+        while let Some(start) = self.s.next(now) {
+            self.tasks += 1;
+            for part in &start.parts {
+                self.asked
+                    .push((start.holder, part.hash, part.ranges.clone()));
+            }
+            self.transfers.insert(
+                start.task,
+                Transfer {
+                    start,
+                    begun: now,
+                    came: 0.0,
+                    at: 0,
+                },
+            );
+        }
+        assert!(self.transfers.len() <= STREAMS);
+        let (first, last) = self.s.stuck(now);
+        if !first.is_empty() {
+            self.looked += 1;
+            self.s.try_all(&first);
+        }
+        for hash in last {
+            self.failed.insert(hash);
+            self.s.give_up(hash);
+        }
+        self.events();
+        self.deliver();
+        self.events();
+        self.now += STEP;
+    }
+
+    fn deliver(&mut self) {
+        let mut busy: HashMap<HolderId, usize> = HashMap::new();
+        for transfer in self.transfers.values() {
+            if self.now >= transfer.begun + self.real(transfer.start.holder).latency {
+                *busy.entry(transfer.start.holder).or_default() += 1;
+            }
+        }
+        let ids: Vec<TaskId> = self.transfers.keys().copied().collect();
+        for id in ids {
+            let Some(transfer) = self.transfers.get(&id) else {
+                continue;
+            };
+            let holder = transfer.start.holder;
+            let real = self.real(holder).clone();
+            if !self.alive(holder) || self.now < transfer.begun + real.latency {
+                continue;
+            }
+            let mut budget = real.rate * STEP.as_secs_f64() / busy[&holder] as f64;
+            let mut end = None;
+            while end.is_none() && budget > 0.0 {
+                let Some(transfer) = self.transfers.get_mut(&id) else {
+                    break;
+                };
+                let Some(part) = transfer.start.parts.get(transfer.at).cloned() else {
+                    end = Some(End::Done);
+                    break;
+                };
+                if real.lacks.contains(&part.hash) {
+                    end = Some(End::NotThere(part.hash));
+                    break;
+                }
+                if real.lies {
+                    end = Some(End::Lied);
+                    break;
+                }
+                let here = self.here.entry(part.hash).or_default();
+                let size = (count(&part.ranges) * 1024).min(self.sizes[&part.hash]) as f64;
+                let take = budget.min(size - transfer.came);
+                budget -= take;
+                transfer.came += take;
+                self.sent += take;
+                self.s.progress(id, take as u64, self.now);
+                if transfer.came >= size - 0.5 {
+                    *here |= part.ranges.clone();
+                    transfer.came = 0.0;
+                    transfer.at += 1;
+                    self.s.part_done(id, part.hash);
+                    self.events();
+                }
+            }
+            if let Some(end) = end {
+                self.transfers.remove(&id);
+                self.s.finished(id, end, self.now);
+            }
+        }
+    }
+
+    /// Runs until everything is stored or given up, and says how long that took.
+    fn run(&mut self, limit: Duration) -> Duration {
+        let begin = self.now;
+        while !self.s.is_idle() {
+            self.step();
+            assert!(
+                self.now < begin + limit,
+                "not done after {limit:?}: {:?}",
+                self.s
+            );
+        }
+        self.now - begin
+    }
+}
+
+fn count(ranges: &ChunkRanges) -> u64 {
+    ranges
+        .boundaries()
+        .chunks(2)
+        .map(|pair| pair[1].0 - pair[0].0)
+        .sum()
+}
+
+#[test]
+fn a_long_way_is_kept_full() {
+    for (rate, latency) in [
+        (18e6, 5),
+        (18e6, 100),
+        (18e6, 300),
+        (1e6, 50),
+        (200e3, 1_500),
+    ] {
+        let mut world = World::new(vec![Real::new(rate, latency)]);
+        let size = ((rate * 6.0) as u64).max(MIB);
+        world.want("film", size);
+        let time = world.run(Duration::from_secs(120)).as_secs_f64();
+        let ideal = size as f64 / rate + 4.0 * latency as f64 / 1_000.0;
+        assert!(time < ideal * 1.2, "{rate} {latency}: {time} {ideal}");
+        assert!(world.sent() < size + size / 50, "{}", world.sent);
+    }
+}
+
+#[test]
+fn n_holders_are_n_times_as_fast() {
+    let time = |n: usize| {
+        let mut world = World::new(vec![Real::new(1e6, 20); n]);
+        world.want("film", 24 * MIB);
+        let time = world.run(Duration::from_secs(120)).as_secs_f64();
+        assert!(world.sent() < 26 * MIB, "{}", world.sent);
+        time
+    };
+    let one = time(1);
+    for n in [2, 4] {
+        let gain = one / time(n);
+        assert!(gain > 0.9 * n as f64, "{n} holders: {gain}");
+    }
+}
+
+#[test]
+fn a_slow_holder_does_not_hold_up_the_end() {
+    let mut world = World::new(vec![Real::new(5e6, 20), Real::new(20e3, 20)]);
+    world.want("film", 40 * MIB);
+    let time = world.run(Duration::from_secs(60));
+    assert!(time < Duration::from_secs(11), "{time:?}");
+}
+
+#[test]
+fn one_who_starves_the_others_again_and_again_is_left_alone() {
+    let mut world = World::new(vec![Real::new(5e6, 20), Real::new(2e3, 20)]);
+    for n in 0..40 {
+        world.want(&format!("film {n}"), 2 * MIB);
+        world.run(Duration::from_secs(60));
+    }
+    assert!(
+        world.faults.contains(&(1, Fault::Starving)),
+        "{:?}",
+        world.faults
+    );
+    assert!(world.faults.iter().all(|(id, _)| *id == 1));
+}
+
+#[test]
+fn a_dead_holder_costs_nothing_but_its_own_pieces() {
+    let mut dead = Real::new(5e6, 20);
+    dead.dies = Some(Duration::from_secs(1));
+    let mut world = World::new(vec![Real::new(5e6, 20), dead]);
+    world.want("film", 40 * MIB);
+    let time = world.run(Duration::from_secs(60));
+    // 7.4 s at 5 MB/s, with what the other gave in the first second.
+    assert!(time < Duration::from_secs(9), "{time:?}");
+}
+
+#[test]
+fn one_who_is_dead_from_the_beginning_delays_nobody_and_is_noticed() {
+    let mut dead = Real::new(5e6, 20);
+    dead.dies = Some(Duration::ZERO);
+    let mut world = World::new(vec![dead, Real::new(1e6, 20)]);
+    world.want("film", 25 * MIB);
+    let time = world.run(Duration::from_secs(60));
+    assert!(time < Duration::from_secs(29), "{time:?}");
+    assert_eq!(world.faults, [(0, Fault::Silent)]);
+}
+
+#[test]
+fn all_die_and_it_is_said() {
+    let mut dead = Real::new(5e6, 20);
+    dead.dies = Some(Duration::from_secs(1));
+    let mut world = World::new(vec![dead]);
+    let film = world.want("film", 40 * MIB);
+    world.run(Duration::from_secs(200));
+    assert!(world.failed.contains(&film));
+    assert_eq!(world.looked, 1);
+    assert!(
+        world
+            .faults
+            .iter()
+            .all(|fault| *fault == (0, Fault::Silent))
+    );
+}
+
+#[test]
+fn a_liar_is_left_alone_and_the_rest_comes_from_others() {
+    let mut liar = Real::new(5e6, 5);
+    liar.lies = true;
+    let mut world = World::new(vec![liar, Real::new(5e6, 20)]);
+    let film = world.want("film", 10 * MIB);
+    world.run(Duration::from_secs(30));
+    assert!(world.stored.contains(&film));
+    assert!(world.faults.contains(&(0, Fault::Lied)));
+}
+
+#[test]
+fn partial_holders_are_asked_for_what_they_have() {
+    let film = hash("film");
+    let size = 16 * MIB;
+    let half = ChunkNum(8 * 1024);
+    let mut first = Real::new(2e6, 20);
+    first.only = Some([(film, full(size) & ChunkRanges::from(..half))].into());
+    let mut second = Real::new(2e6, 20);
+    second.only = Some([(film, full(size) & ChunkRanges::from(half..))].into());
+    let mut world = World::new(vec![first, second]);
+    world.want("film", size);
+    let time = world.run(Duration::from_secs(30));
+    assert!(world.stored.contains(&film));
+    assert!(time < Duration::from_secs(6), "{time:?}");
+    for (holder, hash, ranges) in &world.asked {
+        assert!(ranges.is_subset(&world.has(*holder, hash)));
+    }
+}
+
+#[test]
+fn what_nobody_has_is_said_and_what_there_is_comes() {
+    let film = hash("film");
+    let size = 4 * MIB;
+    let mut part = Real::new(2e6, 20);
+    part.only = Some([(film, ChunkRanges::from(..ChunkNum(1_024)))].into());
+    let mut world = World::new(vec![part]);
+    world.want("film", size);
+    world.run(Duration::from_secs(30));
+    assert!(world.failed.contains(&film));
+    assert_eq!(count(&world.here[&film]), 1_024);
+}
+
+#[test]
+fn many_small_blobs_take_few_requests() {
+    let mut world = World::new(vec![Real::new(5e6, 50)]);
+    for n in 0..1_000 {
+        world.want(&format!("note {n}"), 4_096);
+    }
+    let time = world.run(Duration::from_secs(30));
+    assert_eq!(world.stored.len(), 1_000);
+    assert!(world.tasks <= 24, "{}", world.tasks);
+    assert!(time < Duration::from_secs(3), "{time:?}");
+    assert_eq!(world.sent(), 4_096_000);
+}
+
+#[test]
+fn one_missing_blob_does_not_stop_a_batch() {
+    let mut real = Real::new(5e6, 20);
+    real.lacks = [hash("note 20")].into();
+    let mut world = World::new(vec![real]);
+    for n in 0..50 {
+        world.want(&format!("note {n}"), 4_096);
+    }
+    world.run(Duration::from_secs(60));
+    assert_eq!(world.stored.len(), 49);
+    assert_eq!(world.failed, [hash("note 20")].into());
+    assert!(world.faults.is_empty(), "{:?}", world.faults);
+    assert_eq!(world.sent(), 49 * 4_096, "nothing came twice");
+}
+
+#[test]
+fn what_is_here_is_not_asked_for() {
+    let film = hash("film");
+    let mut world = World::new(vec![Real::new(5e6, 20)]);
+    world
+        .here
+        .insert(film, ChunkRanges::from(..ChunkNum(3 * 1_024)));
+    world.want("film", 8 * MIB);
+    world.run(Duration::from_secs(30));
+    assert!(world.stored.contains(&film));
+    assert_eq!(world.sent(), 5 * MIB);
+}
+
+#[test]
+fn two_who_want_the_same_share_it() {
+    let mut world = World::new(vec![Real::new(5e6, 20)]);
+    let film = world.want("film", 8 * MIB);
+    world.want("film", 8 * MIB);
+    for _ in 0..60 {
+        world.step();
+    }
+    world.s.unwant(film);
+    world.run(Duration::from_secs(30));
+    assert!(world.stored.contains(&film));
+    assert_eq!(world.sent(), 8 * MIB);
+}
+
+#[test]
+fn what_nobody_wants_any_more_is_stopped() {
+    let mut world = World::new(vec![Real::new(5e6, 20)]);
+    let film = world.want("film", 80 * MIB);
+    for _ in 0..100 {
+        world.step();
+    }
+    assert!(!world.transfers.is_empty());
+    world.s.unwant(film);
+    world.events();
+    assert!(world.transfers.is_empty());
+    assert!(world.s.is_idle());
+    // Wanted again, it goes on.
+    world.want("film", 10 * MIB);
+    world.run(Duration::from_secs(30));
+}
+
+#[test]
+fn whoever_has_the_root_is_asked_for_its_shards_at_once() {
+    let mut world = World::new(vec![Real::new(5e6, 100)]);
+    let root = world.want("root", 100);
+    world.run(Duration::from_secs(5));
+    let shard = hash("shard");
+    world.sizes.insert(shard, 5_000);
+    world.s.want(Want {
+        hash: shard,
+        kind: Kind::Collection,
+        size: None,
+        limit: MIB,
+        like: Some(root),
+        missing: full(5_000),
+    });
+    assert!(world.s.questions(1_024, world.now).is_empty());
+    let start = world.s.next(world.now).unwrap();
+    assert_eq!(start.parts[0].hash, shard);
+    assert_eq!(start.parts[0].kind, Kind::Collection);
+}
+
+#[test]
+fn one_with_too_much_to_do_is_asked_again_in_a_moment() {
+    let mut world = World::new(vec![Real::new(5e6, 20)]);
+    let film = world.want("film", 80 * MIB);
+    for _ in 0..20 {
+        world.step();
+    }
+    let tasks: Vec<TaskId> = world.transfers.keys().copied().collect();
+    for task in tasks {
+        world.transfers.remove(&task);
+        world.s.finished(task, End::Busy, world.now);
+    }
+    world.step();
+    assert!(world.transfers.is_empty());
+    world.run(Duration::from_secs(60));
+    assert!(world.stored.contains(&film));
+    assert!(world.faults.is_empty());
+    assert_eq!(world.looked, 0);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config {
+        cases: 60,
+        failure_persistence: None,
+        ..proptest::test_runner::Config::default()
+    })]
+    #[test]
+    fn whatever_the_holders_are_like_one_good_one_is_enough(
+        sizes in proptest::collection::vec(0_u64..3 * MIB, 1..12),
+        others in proptest::collection::vec((1e4_f64..2e7, 1_u64..400, 0..4_u8, 0_u64..5), 0..4),
+    ) {
+        let mut holders = vec![Real::new(3e6, 40)];
+        for (rate, latency, kind, when) in others {
+            let mut real = Real::new(rate, latency);
+            match kind {
+                0 => real.dies = Some(Duration::from_secs(when)),
+                1 => real.lies = true,
+                2 => real.only = Some(HashMap::new()),
+                _ => {}
+            }
+            holders.push(real);
+        }
+        let mut world = World::new(holders);
+        let hashes: Vec<Hash> = sizes
+            .iter()
+            .enumerate()
+            .map(|(n, size)| world.want(&format!("file {n}"), *size))
+            .collect();
+        world.run(Duration::from_secs(120));
+        for (hash, size) in hashes.iter().zip(&sizes) {
+            proptest::prop_assert!(world.stored.contains(hash));
+            proptest::prop_assert!(full(*size).is_subset(&world.here[hash]));
+        }
+        proptest::prop_assert!(world.faults.iter().all(|(id, _)| *id != 0), "{:?}", world.faults);
+    }
+}

@@ -1,0 +1,321 @@
+//! Bringing everything here: all members' collections, then all of their files.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use futures::{
+    StreamExt,
+    stream::{self, FuturesUnordered},
+};
+use iroh_blobs::Hash;
+use veilid_core::PublicKey;
+
+use crate::{
+    Error, Group, Result,
+    engine::Ticket,
+    files::{sealed_size, wanted_blob},
+    progress::{OnProgress, Reporter},
+};
+
+/// Files of one member that are wanted at once: the most that a holder is asked about in one question, half of which is renewed
+/// together.
+const WINDOW: usize = 1_024;
+/// Members whose files are fetched at the same time.
+const MEMBERS: usize = 4;
+
+/// How far the files of one member are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyncProgress {
+    /// Whose.
+    pub repo: PublicKey,
+    /// Files that are on this device.
+    pub files_done: u64,
+    /// All files.
+    pub files_total: u64,
+    /// Verified bytes that are on this device, sealed as they travel.
+    pub bytes_done: u64,
+    /// All bytes, sealed as they travel.
+    pub bytes_total: u64,
+}
+
+/// Told of progress; called often, so it has to return quickly.
+pub type OnSync = Arc<dyn Fn(SyncProgress) + Send + Sync>;
+
+/// What a synchronisation came to, for one member.
+#[derive(Debug)]
+pub struct RepoSync {
+    /// How far the member's files are now.
+    pub progress: SyncProgress,
+    /// Why not everything is here, if so: the first of the errors.
+    pub error: Option<Error>,
+}
+
+impl RepoSync {
+    /// Whether the newest collection and all of its files are here.
+    pub fn is_complete(&self) -> bool {
+        self.error.is_none() && self.progress.files_done == self.progress.files_total
+    }
+}
+
+/// What a synchronisation came to.
+#[derive(Debug, Default)]
+pub struct SyncReport {
+    /// For each member.
+    pub repos: Vec<RepoSync>,
+}
+
+impl SyncReport {
+    /// Whether everything that was known when it began is here.
+    pub fn is_complete(&self) -> bool {
+        self.repos.iter().all(RepoSync::is_complete)
+    }
+}
+
+impl Group {
+    /// Brings all members' collections here, then all of their files. What cannot be had now stays [wanted](Self::wanted); the report
+    /// says what that is. Dropping the future stops it, and what was verified stays.
+    ///
+    /// Costs one look at the group's record, and nothing else when all is here.
+    ///
+    /// # Errors
+    /// Those of the local disk. That a member's files cannot be had is no error of this call.
+    pub async fn sync_all(&self, on_progress: Option<OnSync>) -> Result<SyncReport> {
+        self.look_around().await;
+        let members: Vec<PublicKey> = self
+            .members(dht_records::Fetch::Cached)
+            .await?
+            .into_iter()
+            .map(|member| member.repo)
+            .collect();
+        let syncs: Vec<_> = members
+            .iter()
+            .map(|member| self.sync_known(member, on_progress.clone()))
+            .collect();
+        let mut syncs = stream::iter(syncs).buffered(MEMBERS);
+        let mut report = SyncReport::default();
+        while let Some(repo) = syncs.next().await {
+            report.repos.push(repo?);
+        }
+        Ok(report)
+    }
+
+    /// As [`sync_all`](Self::sync_all), for one member.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMember`]; those of the local disk.
+    pub async fn sync_repo(
+        &self,
+        member: &PublicKey,
+        on_progress: Option<OnSync>,
+    ) -> Result<RepoSync> {
+        self.look_around().await;
+        self.repo_of(member).await?;
+        self.sync_known(member, on_progress).await
+    }
+
+    async fn look_around(&self) {
+        if let Err(error) = self.refresh_members().await {
+            // What was seen last is good enough to begin with.
+            tracing::debug!(%error, "the members cannot be read now");
+        }
+    }
+
+    async fn sync_known(
+        &self,
+        member: &PublicKey,
+        on_progress: Option<OnSync>,
+    ) -> Result<RepoSync> {
+        let own = member == self.own_repo().public_key();
+        let collection = if own {
+            Ok(())
+        } else {
+            self.sync_collection(member).await
+        };
+        let mut report = self.files_here(member, on_progress.as_ref()).await?;
+        if report.missing.is_empty() {
+            report.emit();
+            return Ok(report.into_sync(collection.err()));
+        }
+        // Before the first byte, so that it goes on after a crash.
+        let waiting = self.begin_wanting(member, None).await?;
+        let error = self.bring_missing(&mut report).await;
+        let error = match error {
+            Ok(error) => error,
+            Err(error) => {
+                waiting.end(false).await?;
+                return Err(error);
+            }
+        };
+        waiting.end(error.is_none()).await?;
+        Ok(report.into_sync(collection.err().or(error)))
+    }
+
+    /// Brings all files of a member here, as far as their collection is.
+    pub(crate) async fn bring_all_here(
+        &self,
+        member: &PublicKey,
+        on_progress: Option<&OnSync>,
+    ) -> Result<RepoSync> {
+        let mut report = self.files_here(member, on_progress).await?;
+        let error = self.bring_missing(&mut report).await?;
+        Ok(report.into_sync(error))
+    }
+
+    /// Looks which files of a member are here. Needs no network.
+    async fn files_here(&self, member: &PublicKey, on_progress: Option<&OnSync>) -> Result<Files> {
+        let repo = self.repo(member).await?;
+        let mut files = Files {
+            repo: member.clone(),
+            counts: Arc::default(),
+            files_total: 0,
+            bytes_total: 0,
+            missing: Vec::new(),
+            on_progress: on_progress.cloned(),
+        };
+        let mut seen: HashMap<Hash, bool> = HashMap::new();
+        for entry in repo.list().await? {
+            let size = sealed_size(&entry)?;
+            files.files_total += 1;
+            files.bytes_total = files.bytes_total.saturating_add(size);
+            let here = match seen.get(&entry.blob) {
+                Some(here) => *here,
+                None => {
+                    let here = self.is_here(&entry).await?;
+                    seen.insert(entry.blob, here);
+                    here
+                }
+            };
+            if here {
+                files.counts.files.fetch_add(1, Ordering::Relaxed);
+                files.counts.bytes.fetch_add(size, Ordering::Relaxed);
+            } else {
+                files.missing.push(entry);
+            }
+        }
+        Ok(files)
+    }
+
+    /// Fetches what is missing, a window at a time. Gives the first error of those files that could not be had.
+    async fn bring_missing(&self, files: &mut Files) -> Result<Option<Error>> {
+        files.emit();
+        let mut missing = std::mem::take(&mut files.missing).into_iter();
+        let mut under_way = FuturesUnordered::new();
+        let mut first = None;
+        loop {
+            if under_way.len() <= WINDOW / 2 {
+                let more: Vec<_> = missing.by_ref().take(WINDOW - under_way.len()).collect();
+                let wanted = more.iter().map(wanted_blob).collect::<Result<Vec<_>>>()?;
+                let tickets = self.inner.engine.want(&wanted).await?;
+                for (ticket, wanted) in tickets.into_iter().zip(wanted) {
+                    let size = wanted.size.unwrap_or(0);
+                    under_way.push(wait(ticket, files.reporter(size), size));
+                }
+            }
+            let Some((size, outcome)) = under_way.next().await else {
+                break;
+            };
+            match outcome {
+                Ok(()) => {
+                    files.counts.files.fetch_add(1, Ordering::Relaxed);
+                    files.emit();
+                }
+                Err(error) if error.is_retryable() || matches!(error, Error::TooLarge { .. }) => {
+                    tracing::debug!(%error, size, "a file cannot be had now");
+                    first.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.note_obtained().await;
+        Ok(first)
+    }
+}
+
+async fn wait(mut ticket: Ticket, reporter: Reporter, size: u64) -> (u64, Result<()>) {
+    let outcome = ticket.done(&reporter).await;
+    if outcome.is_ok() {
+        reporter.reached(size);
+    }
+    (size, outcome)
+}
+
+#[derive(Default)]
+struct Counts {
+    files: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// The files of a member, and which of them are here.
+struct Files {
+    repo: PublicKey,
+    counts: Arc<Counts>,
+    files_total: u64,
+    bytes_total: u64,
+    missing: Vec<repo::Entry>,
+    on_progress: Option<OnSync>,
+}
+
+impl Files {
+    fn progress(&self) -> SyncProgress {
+        SyncProgress {
+            repo: self.repo.clone(),
+            files_done: self.counts.files.load(Ordering::Relaxed),
+            files_total: self.files_total,
+            bytes_done: self
+                .counts
+                .bytes
+                .load(Ordering::Relaxed)
+                .min(self.bytes_total),
+            bytes_total: self.bytes_total,
+        }
+    }
+
+    fn emit(&self) {
+        if let Some(on_progress) = &self.on_progress {
+            on_progress(self.progress());
+        }
+    }
+
+    /// Adds what comes of one file to the sum.
+    fn reporter(&self, size: u64) -> Reporter {
+        let counts = self.counts.clone();
+        let before = AtomicU64::new(0);
+        let told = self.on_progress.clone().map(|on_progress| {
+            (
+                on_progress,
+                SyncProgress {
+                    bytes_done: 0,
+                    ..self.progress()
+                },
+            )
+        });
+        let bytes_total = self.bytes_total;
+        let count: OnProgress = Arc::new(move |progress| {
+            let done = progress.bytes_done.min(size);
+            let last = before.fetch_max(done, Ordering::Relaxed);
+            if done > last {
+                counts.bytes.fetch_add(done - last, Ordering::Relaxed);
+                if let Some((on_progress, shape)) = &told {
+                    on_progress(SyncProgress {
+                        files_done: counts.files.load(Ordering::Relaxed),
+                        bytes_done: counts.bytes.load(Ordering::Relaxed).min(bytes_total),
+                        ..shape.clone()
+                    });
+                }
+            }
+        });
+        Reporter::new(0, Some(size), Some(count))
+    }
+
+    fn into_sync(self, error: Option<Error>) -> RepoSync {
+        RepoSync {
+            progress: self.progress(),
+            error,
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! What is wanted and not here yet: a queue that outlives the process, and goes on by itself when somebody has it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use repo::EntryPath;
+use serde::{Deserialize, Serialize};
+use tokio::{sync::Notify, time::Instant};
+use tokio_util::sync::CancellationToken;
+use veilid_core::PublicKey;
+
+use crate::{Error, Group, GroupEvent, Result, ledger::RowName};
+
+/// So much can be wanted at once in one group, each entry being a file or all files of a member.
+pub const MAX_WANTED: usize = 10_000;
+
+/// The first byte of a row of this kind.
+const KIND: u8 = 2;
+const VERSION: u8 = 1;
+/// First pause after nobody could give something; it doubles up to `LONGEST_PAUSE`.
+const PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// So many entries are worked on at once.
+const AT_ONCE: usize = 64;
+
+/// Something that is wanted and not here yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Whose.
+    pub repo: PublicKey,
+    /// Which file; all that the member has if there is none.
+    pub path: Option<EntryPath>,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+    /// Whether it is being fetched at the moment. Otherwise it waits until it is tried again.
+    pub active: bool,
+}
+
+/// A row of the ledger.
+#[derive(Serialize, Deserialize)]
+struct Row {
+    version: u8,
+    repo: String,
+    path: Option<String>,
+    since: u64,
+}
+
+type Key = (String, Option<String>);
+
+#[derive(Debug)]
+struct Item {
+    repo: PublicKey,
+    path: Option<EntryPath>,
+    since: u64,
+    /// Callers who wait for it themselves.
+    waiting: usize,
+    /// Being fetched in the background.
+    running: bool,
+    /// Cancelled when it is not wanted any more, or somebody waits for it.
+    cancel: CancellationToken,
+    due: Instant,
+    pause: Duration,
+}
+
+/// The queue of a group.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    items: Mutex<BTreeMap<Key, Item>>,
+    changed: Notify,
+}
+
+fn key(repo: &PublicKey, path: Option<&EntryPath>) -> Key {
+    (repo.to_string(), path.map(|path| path.as_str().to_owned()))
+}
+
+impl Item {
+    fn new(repo: PublicKey, path: Option<EntryPath>, since: u64) -> Self {
+        Self {
+            repo,
+            path,
+            since,
+            waiting: 0,
+            running: false,
+            cancel: CancellationToken::new(),
+            due: Instant::now(),
+            pause: PAUSE,
+        }
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Item>> {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes up a row; whether it is one of this kind.
+    pub(crate) fn take_up(&self, row: &[u8]) -> bool {
+        let Some((&KIND, json)) = row.split_first() else {
+            return false;
+        };
+        let parsed = || -> Option<Item> {
+            let row: Row = serde_json::from_slice(json).ok()?;
+            if row.version != VERSION {
+                return None;
+            }
+            let path = row.path.as_deref().map(EntryPath::parse).transpose().ok()?;
+            Some(Item::new(row.repo.parse().ok()?, path, row.since))
+        };
+        let Some(item) = parsed() else {
+            return false;
+        };
+        self.lock()
+            .insert(key(&item.repo, item.path.as_ref()), item);
+        true
+    }
+
+    /// Something changed that may have brought somebody who has what is wanted: everything is tried again at once.
+    pub(crate) fn wake(&self) {
+        let now = Instant::now();
+        for item in self.lock().values_mut() {
+            item.due = now;
+            item.pause = PAUSE;
+        }
+        self.changed.notify_one();
+    }
+}
+
+impl Group {
+    /// Wants a file: it is fetched in the background from whoever has it, now or later, also after a restart, until it is here,
+    /// gone from its member's collection, or [forgotten](Self::forget_wanted). Wanting it again changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMember`]; [`repo::Error::NoSuchFile`] within [`Error::Repo`]; [`Error::TooManyWanted`]; those of the local disk.
+    pub async fn want(&self, member: &PublicKey, path: &EntryPath) -> Result<()> {
+        let repo = self.repo_of(member).await?;
+        let entry = repo.entry(path).await?.ok_or(repo::Error::NoSuchFile)?;
+        if !self.is_here(&entry).await? {
+            self.enqueue(member, Some(path), 0).await?;
+            self.inner.queue.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    /// What is wanted and not here yet, by member and path.
+    pub fn wanted(&self) -> Vec<Wanted> {
+        let items = self.inner.queue.lock();
+        items
+            .values()
+            .map(|item| Wanted {
+                repo: item.repo.clone(),
+                path: item.path.clone(),
+                since: item.since,
+                active: item.running || item.waiting > 0,
+            })
+            .collect()
+    }
+
+    /// Wants a file, or all files of a member, no longer. What is here of it stays until garbage is collected. Whether it was wanted.
+    ///
+    /// # Errors
+    /// Those of the local disk; it is wanted again after a restart then.
+    pub async fn forget_wanted(
+        &self,
+        member: &PublicKey,
+        path: Option<&EntryPath>,
+    ) -> Result<bool> {
+        let key = key(member, path);
+        let Some(item) = self.inner.queue.lock().remove(&key) else {
+            return Ok(false);
+        };
+        item.cancel.cancel();
+        self.inner.queue.changed.notify_one();
+        self.inner
+            .ledger
+            .write(vec![(self.row_name(&key), None)])
+            .await?;
+        Ok(true)
+    }
+
+    fn row_name(&self, (repo, path): &Key) -> RowName {
+        let path = path.as_deref().unwrap_or_default();
+        self.inner
+            .ledger
+            .name(KIND, &[repo.as_bytes(), path.as_bytes()])
+    }
+
+    /// Puts something into the queue, durably, and counts `waiting` callers who wait for it.
+    async fn enqueue(
+        &self,
+        member: &PublicKey,
+        path: Option<&EntryPath>,
+        waiting: usize,
+    ) -> Result<()> {
+        let key = key(member, path);
+        let since = self.inner.ctx.clock.now();
+        {
+            let mut items = self.inner.queue.lock();
+            if let Some(item) = items.get_mut(&key) {
+                item.waiting += waiting;
+                return Ok(());
+            }
+            if items.len() >= MAX_WANTED {
+                return Err(Error::TooManyWanted { limit: MAX_WANTED });
+            }
+            let mut item = Item::new(member.clone(), path.cloned(), since);
+            item.waiting = waiting;
+            items.insert(key.clone(), item);
+        }
+        let row = Row {
+            version: VERSION,
+            repo: key.0.clone(),
+            path: key.1.clone(),
+            since,
+        };
+        let mut value = vec![KIND];
+        let json = serde_json::to_vec(&row).map_err(|e| Error::Store(e.into()))?;
+        value.extend_from_slice(&json);
+        let name = self.row_name(&key);
+        let written = self.inner.ledger.write(vec![(name, Some(value))]).await;
+        if written.is_err() {
+            self.inner.queue.lock().remove(&key);
+        }
+        written
+    }
+
+    /// Wants something for a caller who waits for it.
+    pub(crate) async fn begin_wanting(
+        &self,
+        member: &PublicKey,
+        path: Option<&EntryPath>,
+    ) -> Result<Waiting> {
+        // Made first, so that it takes things back where this is dropped half-way.
+        let mut waiting = Waiting {
+            group: self.clone(),
+            key: key(member, path),
+            counted: false,
+            ended: false,
+        };
+        self.enqueue(member, path, 1).await?;
+        waiting.counted = true;
+        Ok(waiting)
+    }
+
+    async fn dequeue(&self, key: &Key) -> Result<()> {
+        if self.inner.queue.lock().remove(key).is_some() {
+            self.inner
+                .ledger
+                .write(vec![(self.row_name(key), None)])
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+/// A caller who waits for something that is wanted. Dropped before the end, it takes that back.
+pub(crate) struct Waiting {
+    group: Group,
+    key: Key,
+    counted: bool,
+    ended: bool,
+}
+
+impl Waiting {
+    /// It is here, or it could not be had and stays wanted.
+    pub(crate) async fn end(mut self, here: bool) -> Result<()> {
+        self.ended = true;
+        if here {
+            self.group.dequeue(&self.key).await
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let queue = &self.group.inner.queue;
+        let mut items = queue.lock();
+        let Some(item) = items.get_mut(&self.key) else {
+            return;
+        };
+        item.waiting = item.waiting.saturating_sub(usize::from(self.counted));
+        if item.waiting > 0 {
+            return;
+        }
+        if self.ended {
+            item.due = Instant::now() + item.pause;
+        } else if let Some(item) = items.remove(&self.key) {
+            // The caller gave it up.
+            item.cancel.cancel();
+            let (group, key) = (self.group.clone(), self.key.clone());
+            self.group.inner.tasks.spawn(async move {
+                let name = group.row_name(&key);
+                if let Err(error) = group.inner.ledger.write(vec![(name, None)]).await {
+                    tracing::debug!(%error, "what is not wanted any more is still written down");
+                }
+            });
+        }
+        drop(items);
+        queue.changed.notify_one();
+    }
+}
+
+/// How an attempt in the background ended.
+enum Outcome {
+    Here,
+    Gone,
+    /// Not now.
+    Later,
+    /// Not wanted any more.
+    Cancelled,
+}
+
+/// Fetches what is wanted, again and again, until the group stops.
+pub(crate) async fn keep_fetching(group: &Group) {
+    let queue = &group.inner.queue;
+    let mut running = FuturesUnordered::new();
+    loop {
+        let changed = queue.changed.notified();
+        tokio::pin!(changed);
+        // From here on no change is missed.
+        changed.as_mut().enable();
+        let now = Instant::now();
+        let mut next: Option<Instant> = None;
+        for (key, item) in queue.lock().iter_mut() {
+            if item.running || item.waiting > 0 || running.len() >= AT_ONCE {
+                continue;
+            }
+            if item.due > now {
+                next = Some(next.map_or(item.due, |next| next.min(item.due)));
+                continue;
+            }
+            item.running = true;
+            running.push(attempt(
+                group,
+                key.clone(),
+                item.repo.clone(),
+                item.path.clone(),
+                item.cancel.clone(),
+            ));
+        }
+        let wait = async {
+            match next {
+                Some(next) => tokio::time::sleep_until(next).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = &mut changed => {}
+            () = wait => {}
+            Some((key, outcome)) = running.next(), if !running.is_empty() => {
+                settle(group, key, outcome).await;
+            }
+        }
+    }
+}
+
+async fn attempt(
+    group: &Group,
+    key: Key,
+    repo: PublicKey,
+    path: Option<EntryPath>,
+    cancel: CancellationToken,
+) -> (Key, Outcome) {
+    let work = async {
+        match &path {
+            Some(path) => fetch_file(group, &repo, path).await,
+            None => fetch_all(group, &repo).await,
+        }
+    };
+    let outcome = tokio::select! {
+        () = cancel.cancelled() => Outcome::Cancelled,
+        outcome = work => outcome.unwrap_or_else(|error| {
+            tracing::debug!(%error, "what is wanted cannot be had now");
+            Outcome::Later
+        }),
+    };
+    (key, outcome)
+}
+
+async fn fetch_file(group: &Group, member: &PublicKey, path: &EntryPath) -> Result<Outcome> {
+    let repo = group.repo(member).await?;
+    loop {
+        let Some(entry) = repo.entry(path).await? else {
+            // Without any collection nothing is known of it yet.
+            return Ok(match repo.held_root().await? {
+                Some(_) => Outcome::Gone,
+                None => Outcome::Later,
+            });
+        };
+        if group.is_here(&entry).await? {
+            return Ok(Outcome::Here);
+        }
+        // Where the file was replaced meanwhile, the new one is what is wanted.
+        group.bring_here(&entry, None).await?;
+    }
+}
+
+async fn fetch_all(group: &Group, member: &PublicKey) -> Result<Outcome> {
+    let report = group.bring_all_here(member, None).await?;
+    Ok(if report.is_complete() {
+        Outcome::Here
+    } else {
+        Outcome::Later
+    })
+}
+
+async fn settle(group: &Group, key: Key, outcome: Outcome) {
+    let queue = &group.inner.queue;
+    let (repo, path) = {
+        let mut items = queue.lock();
+        let Some(item) = items.get_mut(&key) else {
+            return;
+        };
+        item.running = false;
+        item.due = Instant::now() + item.pause;
+        item.pause = (item.pause * 2).min(LONGEST_PAUSE);
+        (item.repo.clone(), item.path.clone())
+    };
+    let gone = match outcome {
+        Outcome::Here => false,
+        Outcome::Gone => true,
+        Outcome::Later | Outcome::Cancelled => return,
+    };
+    if let Err(error) = group.dequeue(&key).await {
+        tracing::warn!(%error, "what is not wanted any more is still written down");
+    }
+    if let Some(path) = path {
+        group.inner.emit(if gone {
+            GroupEvent::WantedGone { repo, path }
+        } else {
+            GroupEvent::WantedStored { repo, path }
+        });
+    }
+}

@@ -1,0 +1,361 @@
+//! Fetching from several members, what is wanted over restarts, whole archives, and who is served, on real networks.
+#![cfg(target_os = "linux")]
+#![recursion_limit = "256"]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+#[path = "sync/peers.rs"]
+mod peers;
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use devnet::Devnet;
+use iroh_blobs::protocol::GetRequest;
+use peers::{Device, LIMIT, Raw, noise};
+use save_backend::{EventKind, Fault, ProgressState};
+use tokio::time::{sleep, timeout};
+
+async fn devnet() -> Devnet {
+    devnet::trace_to_stderr();
+    Devnet::start(devnet::MIN_NODES).await.unwrap()
+}
+
+/// Two members have a file and one of them goes without a word while it is being fetched. Then all go, what was asked for meanwhile
+/// stays wanted over a restart, and comes by itself when one of them is back.
+#[tokio::test]
+async fn holders_leave_and_come_back() {
+    let devnet = devnet().await;
+    let ana = Device::start(&devnet, "ana").await;
+    let ben = Device::start(&devnet, "ben").await;
+    let cleo = Device::start(&devnet, "cleo").await;
+    let id = ana.create().await;
+    ben.join(&ana, &id).await;
+    cleo.join(&ana, &id).await;
+    let film = noise(24_000_000, 1);
+    ana.put(&id, "film.bin", film.clone()).await;
+    ana.put(&id, "later.bin", noise(300_000, 2)).await;
+    ben.list_until(&id, |paths| paths.len() == 2).await;
+    let complete = ben
+        .on({
+            let id = id.clone();
+            move |b| async move {
+                let synced = b.sync_all(&id, |_| {}).await.unwrap();
+                synced.iter().all(save_backend::RepoSync::is_complete)
+            }
+        })
+        .await;
+    assert!(complete);
+    cleo.list_until(&id, |paths| paths.len() == 2).await;
+    cleo.members(&id, 3).await;
+
+    // A rate at which the fetch takes some seconds, so that there is a middle.
+    for device in [&ana, &ben] {
+        device.host.limit_rate(2_000_000).await.unwrap();
+    }
+    let done = Arc::new(Mutex::new((0, Vec::new())));
+    let heard = done.clone();
+    let begin = Instant::now();
+    let (read, ()) = tokio::join!(
+        cleo.get_with(&id, "film.bin", move |progress| {
+            let mut heard = heard.lock().unwrap();
+            heard.0 = progress.bytes_done;
+            if heard.1.last() != Some(&progress.state) {
+                heard.1.push(progress.state);
+            }
+        }),
+        async {
+            while done.lock().unwrap().0 < 6_000_000 {
+                sleep(Duration::from_millis(20)).await;
+            }
+            ana.host.cut_off().await.unwrap();
+        }
+    );
+    assert!(read.unwrap() == film, "the bytes differ");
+    let took = begin.elapsed();
+    let received = cleo.backend.status().groups[0].received;
+    eprintln!("24 MB from two holders of 2 MB/s, one of whom left: {took:?}, {received} bytes");
+    assert!(took < Duration::from_secs(45), "{took:?}");
+    assert!(received < 27_000_000, "{received}");
+    let states = std::mem::take(&mut done.lock().unwrap().1);
+    assert_eq!(states.last(), Some(&ProgressState::Stored));
+    assert!(states.contains(&ProgressState::Finding) && states.contains(&ProgressState::Fetching));
+
+    ben.host.cut_off().await.unwrap();
+    let ana_repo = ana.repo(&id);
+    let wanted = cleo
+        .on({
+            let (id, repo) = (id.clone(), ana_repo.clone());
+            move |b| async move {
+                let path = peers::path("later.bin");
+                b.want(&id, &repo, &path).await.unwrap();
+                b.wanted(&id).unwrap()
+            }
+        })
+        .await;
+    assert_eq!(wanted.len(), 1);
+    assert_eq!(wanted[0].repo, ana_repo);
+    let cleo = cleo.restart().await;
+    assert_eq!(
+        cleo.backend.wanted(&id).unwrap().len(),
+        1,
+        "a restart must not forget it"
+    );
+    let mut events = cleo.backend.events();
+    ben.host.unlimit_rate().await.unwrap();
+    ben.host.rejoin().await.unwrap();
+    let begin = Instant::now();
+    let stored = async {
+        while let Some(event) = events.next().await {
+            if let EventKind::Group {
+                event: group::GroupEvent::WantedStored { repo, path },
+                ..
+            } = event.kind
+            {
+                return (repo, path);
+            }
+        }
+        panic!("no more events");
+    };
+    let (repo, path) = timeout(LIMIT, stored).await.unwrap();
+    eprintln!(
+        "what was wanted came {:?} after a holder was back",
+        begin.elapsed()
+    );
+    assert_eq!((repo, path.as_str()), (ana_repo, "later.bin"));
+    assert!(cleo.backend.wanted(&id).unwrap().is_empty());
+    assert!(cleo.get(&id, "later.bin").await == noise(300_000, 2));
+    for device in [ana, ben, cleo] {
+        device.stop().await;
+    }
+    devnet.stop().await.unwrap();
+}
+
+/// 300 files come as one, in few requests; doing it again needs nobody.
+#[tokio::test]
+async fn a_whole_archive_comes_and_the_second_time_nobody_is_asked() {
+    let devnet = devnet().await;
+    let ana = Device::start(&devnet, "ana").await;
+    let ben = Device::start(&devnet, "ben").await;
+    let id = ana.create().await;
+    ben.join(&ana, &id).await;
+    let files: Vec<_> = (0..300_u32)
+        .map(|n| (format!("notes/{n}.bin"), peers::noise_of(4_096, n)))
+        .collect();
+    ana.put_many(&id, files).await;
+    ben.members(&id, 2).await;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let begin = Instant::now();
+    let synced = ben
+        .on({
+            let (id, seen) = (id.clone(), seen.clone());
+            move |b| async move {
+                b.sync_all(&id, move |progress| seen.lock().unwrap().push(progress))
+                    .await
+                    .unwrap()
+            }
+        })
+        .await;
+    eprintln!("300 files of 4 KiB: {:?}", begin.elapsed());
+    assert!(
+        synced.iter().all(save_backend::RepoSync::is_complete),
+        "{synced:?}"
+    );
+    let ana_repo = ana.repo(&id);
+    let of_ana = synced
+        .iter()
+        .find(|sync| sync.progress.repo == ana_repo)
+        .unwrap();
+    assert_eq!(of_ana.progress.files_done, 300);
+    assert_eq!(of_ana.progress.bytes_done, of_ana.progress.bytes_total);
+    let seen: Vec<_> = std::mem::take(&mut *seen.lock().unwrap())
+        .into_iter()
+        .filter(|progress| progress.repo == ana_repo)
+        .collect();
+    assert!(
+        seen.windows(2)
+            .all(|pair| pair[0].files_done <= pair[1].files_done)
+    );
+    assert!(ben.backend.wanted(&id).unwrap().is_empty());
+    let received = ben.backend.status().groups[0].received;
+
+    // Nobody is there to be asked any more, and nothing waits for one who could be.
+    ana.stop().await;
+    let begin = Instant::now();
+    let again = ben
+        .on({
+            let id = id.clone();
+            move |b| async move { b.sync_all(&id, |_| {}).await.unwrap() }
+        })
+        .await;
+    eprintln!("again: {:?}", begin.elapsed());
+    assert!(
+        again.iter().all(save_backend::RepoSync::is_complete),
+        "{again:?}"
+    );
+    assert_eq!(ben.backend.status().groups[0].received, received);
+    assert!(ben.get(&id, "notes/299.bin").await == peers::noise_of(4_096, 299));
+    ben.stop().await;
+    devnet.stop().await.unwrap();
+}
+
+/// A member who sends a wrong byte costs one chunk group, is left alone, and the file comes from whoever is honest.
+#[tokio::test]
+async fn a_liar_costs_one_chunk_group() {
+    let devnet = devnet().await;
+    let ana = Device::start(&devnet, "ana").await;
+    let cleo = Device::start(&devnet, "cleo").await;
+    let id = ana.create().await;
+    cleo.join(&ana, &id).await;
+    let film = noise(8_000_000, 3);
+    let entry = ana.put(&id, "film.bin", film.clone()).await;
+    let liar = Raw::start(&devnet, "liar", ana.access(&id)).await;
+    let sealed = liar.download(&ana.repo(&id), entry.blob).await;
+    let repo = liar.pose_as_member(sealed, entry.blob).await;
+    cleo.members(&id, 3).await;
+    cleo.list_until(&id, |paths| paths.len() == 1).await;
+    // The honest one is slow enough that the liar gets his turn.
+    ana.host.limit_rate(1_500_000).await.unwrap();
+    assert!(cleo.get(&id, "film.bin").await == film, "the bytes differ");
+    let ignored = cleo
+        .on({
+            let id = id.clone();
+            move |b| async move { b.ignored(&id).await.unwrap() }
+        })
+        .await;
+    let (_, left) = ignored
+        .iter()
+        .find(|(of, _)| *of == repo)
+        .expect("the liar is left alone");
+    assert_eq!(left.fault, Fault::Lied);
+    assert!(ignored.iter().all(|(of, _)| *of == repo), "{ignored:?}");
+    let received = cleo.backend.status().groups[0].received;
+    eprintln!(
+        "8 MB with a liar: {received} bytes came, {} wrong answers",
+        liar.lies()
+    );
+    assert!(liar.lies() > 0);
+    assert!(received < 8_000_000 * 11 / 10, "{received}");
+    liar.stop().await;
+    ana.stop().await;
+    cleo.stop().await;
+    devnet.stop().await.unwrap();
+}
+
+/// A blob that lies in the store for another reason than that it was obtained in this group is not told of, although a member of the
+/// group names it in their collection.
+#[tokio::test]
+async fn a_blob_that_is_here_for_another_group_is_not_told_of() {
+    let devnet = devnet().await;
+    let ana = Device::start(&devnet, "ana").await;
+    let id = ana.create().await;
+    let named = ana.put(&id, "named.bin", noise(200_000, 4)).await;
+    let obtained = ana.put(&id, "obtained.bin", noise(200_000, 5)).await;
+    let raw = Raw::start(&devnet, "ben", ana.access(&id)).await;
+    let bytes = raw.download(&ana.repo(&id), named.blob).await;
+    // As if another group of this device had brought it here.
+    let group = raw.join_group("Ben").await;
+    raw.import(named.blob, bytes).await;
+    raw.read(&group, &ana.repo(&id), "obtained.bin").await;
+    assert!(raw.has(named.blob).await && raw.has(obtained.blob).await);
+
+    let prober = Raw::start(&devnet, "prober", ana.access(&id)).await;
+    let session = prober.session(group.own_repo().public_key()).await;
+    let (have_obtained, have_named) = prober
+        .host
+        .run(async move {
+            let have = (
+                peers::have(&session, obtained.blob).await,
+                peers::have(&session, named.blob).await,
+            );
+            assert!(peers::get(&session, &GetRequest::blob(obtained.blob)).await > 200_000);
+            assert_eq!(peers::get(&session, &GetRequest::blob(named.blob)).await, 0);
+            have
+        })
+        .await;
+    assert_eq!(have_obtained, 2, "what was obtained here is served");
+    assert_eq!(have_named, 0, "what was only named is not told of");
+    raw.stop_group(group).await;
+    raw.stop().await;
+    prober.stop().await;
+    ana.stop().await;
+    devnet.stop().await.unwrap();
+}
+
+/// `save run` is killed in the middle of a fetch. Started again, it goes on by itself, and fetches nothing again that was verified.
+#[tokio::test]
+async fn a_killed_fetch_goes_on_where_it_was() {
+    use integration_tests::device::Device as Process;
+    const SIZE: u64 = 32_000_000;
+    let devnet = devnet().await;
+    let mut ana = Process::new("ana", devnet.host("ana").await.unwrap()).unwrap();
+    let mut ben = Process::new("ben", devnet.host("ben").await.unwrap()).unwrap();
+    for device in [&mut ana, &mut ben] {
+        device.start(LIMIT).await.unwrap();
+        device.online(LIMIT).await.unwrap();
+    }
+    ana.save(&["group", "create", "Archive", "--as", "Ana"])
+        .await
+        .unwrap();
+    let link = ana.save(&["group", "link"]).await.unwrap();
+    let link = link[0]["link"].as_str().unwrap().to_owned();
+    ben.save_with(&["group", "join", "-", "--as", "Ben"], Some(&link))
+        .await
+        .unwrap();
+    let source = ana.host().directory().join("film.bin");
+    let film = noise(SIZE as usize, 6);
+    std::fs::write(&source, &film).unwrap();
+    ana.save(&["put", source.to_str().unwrap()]).await.unwrap();
+    ben.until(&["ls", "--refresh"], "the list", LIMIT, |lines| {
+        lines.len() == 1
+    })
+    .await
+    .unwrap();
+    ana.host().limit_rate(4_000_000).await.unwrap();
+
+    let received = async |device: &Process| {
+        let status = device.save(&["status"]).await.unwrap();
+        status[0]["backend"]["groups"][0]["received"]
+            .as_u64()
+            .unwrap()
+    };
+    let target = ben.host().directory().join("out.bin");
+    let mut get = ben.command();
+    get.args(["get", "film.bin", "-o", target.to_str().unwrap()]);
+    let mut get = get.spawn().unwrap();
+    let mut before = 0;
+    while before < SIZE / 2 {
+        sleep(Duration::from_millis(100)).await;
+        before = received(&ben).await;
+    }
+    ben.kill().await.unwrap();
+    get.wait().await.unwrap();
+
+    ben.start(LIMIT).await.unwrap();
+    ben.online(LIMIT).await.unwrap();
+    // Nobody asks for it again.
+    ben.until(&["wanted"], "nothing being wanted", LIMIT, |lines| {
+        lines.is_empty()
+    })
+    .await
+    .unwrap();
+    let after = received(&ben).await;
+    ben.save(&[
+        "--offline",
+        "get",
+        "film.bin",
+        "-o",
+        target.to_str().unwrap(),
+    ])
+    .await
+    .unwrap();
+    assert!(std::fs::read(&target).unwrap() == film, "the bytes differ");
+    eprintln!("killed after {before} bytes, {after} bytes after that, of {SIZE}");
+    assert!(before + after < SIZE + SIZE / 15, "{before} + {after}");
+    let all: Vec<_> = ben.save(&["sync"]).await.unwrap();
+    assert!(all.iter().all(|line| line["complete"] == true), "{all:?}");
+    ben.stop(LIMIT).await.unwrap();
+    ana.stop(LIMIT).await.unwrap();
+    devnet.stop().await.unwrap();
+}

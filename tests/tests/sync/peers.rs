@@ -1,0 +1,530 @@
+//! Devices for these tests: whole backends, and bare nodes that can do what a backend never would.
+
+use std::{
+    future::Future,
+    path::PathBuf,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use devnet::{Devnet, Host, Node, NodeOptions};
+use dht_records::{
+    DeviceId, Fetch, GroupAccess, GroupRecord, MemoryCache, Purpose, Records, RepoRecord,
+    SlotIndex, SlotValue,
+};
+use group::{Group, GroupContext, Ledger, Serving};
+use iroh_blobs::{
+    Hash,
+    protocol::{ChunkRanges, GetRequest, Request},
+    store::mem::MemStore,
+};
+use repo::{Repo, RepoContext, SystemClock};
+use save_backend::{
+    Backend, Entry, EntryPath, GroupId, LinkKind, Member, NewFile, Progress, PublicKey,
+};
+use store_adapter::{StoreOptions, VeilidStore};
+use tokio::{
+    io::AsyncReadExt,
+    time::{sleep, timeout},
+};
+use tunnels::{Limits, Listener, Psk, Session, Tunnels};
+use veilid_core::VeilidUpdate;
+
+/// Longer than anything here takes on a loaded machine.
+pub const LIMIT: Duration = Duration::from_secs(150);
+
+pub fn path(text: &str) -> EntryPath {
+    EntryPath::parse(text).unwrap()
+}
+
+/// Bytes that no compression or coincidence makes equal to others.
+pub fn noise(len: usize, seed: u8) -> Vec<u8> {
+    noise_of(len, seed.into())
+}
+
+pub fn noise_of(len: usize, seed: u32) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new()
+        .update(&seed.to_be_bytes())
+        .finalize_xof()
+        .fill(&mut bytes);
+    bytes
+}
+
+/// A backend on a host of its own.
+pub struct Device {
+    pub name: &'static str,
+    pub host: Host,
+    directory: PathBuf,
+    pub backend: Backend,
+}
+
+impl Device {
+    pub async fn start(devnet: &Devnet, name: &'static str) -> Self {
+        let host = devnet.host(name).await.unwrap();
+        let directory = host.directory().join("device");
+        let backend = start(&host, directory.clone()).await;
+        let device = Self {
+            name,
+            host,
+            directory,
+            backend,
+        };
+        device
+            .on(|b| async move { b.wait_online(LIMIT).await.unwrap() })
+            .await;
+        device
+    }
+
+    /// Runs something on the device, inside its network namespace.
+    pub async fn on<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
+        &self,
+        what: impl FnOnce(Backend) -> F,
+    ) -> T {
+        let work = what(self.backend.clone());
+        timeout(LIMIT, self.host.run(work))
+            .await
+            .unwrap_or_else(|_| panic!("{} is stuck", self.name))
+    }
+
+    pub async fn create(&self) -> GroupId {
+        let me = self.name;
+        let id = self
+            .on(move |b| async move { b.create_group("Archive", me).await.unwrap().id })
+            .await;
+        self.flush(&id).await;
+        id
+    }
+
+    pub async fn join(&self, of: &Device, id: &GroupId) {
+        let (of_id, me) = (id.clone(), self.name);
+        let link = of
+            .on(move |b| async move { b.link(&of_id, LinkKind::Member).await.unwrap() })
+            .await;
+        self.on(move |b| async move { b.join_group(&link, me).await.unwrap() })
+            .await;
+        self.flush(id).await;
+    }
+
+    async fn flush(&self, id: &GroupId) {
+        let id = id.clone();
+        self.on(move |b| async move { b.flush(&id, LIMIT).await.unwrap() })
+            .await;
+    }
+
+    pub async fn put(&self, id: &GroupId, path: &str, bytes: Vec<u8>) -> Entry {
+        let mut entries = self.put_many(id, vec![(path.to_owned(), bytes)]).await;
+        entries.remove(0)
+    }
+
+    /// Archives files as one change, and waits until that is published.
+    pub async fn put_many(&self, id: &GroupId, files: Vec<(String, Vec<u8>)>) -> Vec<Entry> {
+        let of = id.clone();
+        let sources = self.host.directory().join("sources");
+        let entries = self
+            .on(move |b| async move {
+                std::fs::create_dir_all(&sources).unwrap();
+                let mut new = Vec::new();
+                for (n, (to, bytes)) in files.into_iter().enumerate() {
+                    let source = sources.join(n.to_string());
+                    std::fs::write(&source, bytes).unwrap();
+                    new.push(NewFile {
+                        path: path(&to),
+                        source,
+                    });
+                }
+                b.put(&of, new, |_| {}).await.unwrap()
+            })
+            .await;
+        self.flush(id).await;
+        entries
+    }
+
+    /// The paths of all files as this device sees them after asking the network, once `done` is content with them.
+    pub async fn list_until(
+        &self,
+        id: &GroupId,
+        done: impl Fn(&[String]) -> bool + Send + 'static,
+    ) {
+        let id = id.clone();
+        self.on(move |b| async move {
+            loop {
+                let files = b.list(&id, true).await.unwrap();
+                let paths: Vec<String> = files
+                    .iter()
+                    .map(|file| file.entry.path.as_str().to_owned())
+                    .collect();
+                if done(&paths) {
+                    return;
+                }
+                sleep(Duration::from_millis(200)).await;
+            }
+        })
+        .await;
+    }
+
+    /// Waits until the device knows so many members.
+    pub async fn members(&self, id: &GroupId, count: usize) -> Vec<Member> {
+        let id = id.clone();
+        self.on(move |b| async move {
+            loop {
+                let members = b.members(&id, true).await.unwrap();
+                if members.len() == count {
+                    return members;
+                }
+                sleep(Duration::from_millis(200)).await;
+            }
+        })
+        .await
+    }
+
+    pub async fn get(&self, id: &GroupId, path: &str) -> Vec<u8> {
+        self.get_with(id, path, |_| {}).await.unwrap()
+    }
+
+    pub async fn get_with(
+        &self,
+        id: &GroupId,
+        from: &str,
+        progress: impl Fn(Progress) + Send + Sync + 'static,
+    ) -> save_backend::Result<Vec<u8>> {
+        let (id, path) = (id.clone(), path(from));
+        self.on(move |b| async move {
+            let mut reader = b.get(&id, None, &path, progress).await?;
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).await.unwrap();
+            Ok(bytes)
+        })
+        .await
+    }
+
+    /// The key of this device's own repo.
+    pub fn repo(&self, id: &GroupId) -> PublicKey {
+        let group = self.backend.group(id).unwrap();
+        group.own_repo().public_key().clone()
+    }
+
+    pub fn access(&self, id: &GroupId) -> GroupAccess {
+        self.backend.group(id).unwrap().access().clone()
+    }
+
+    pub async fn stop(self) {
+        self.on(|b| async move { b.stop().await.unwrap() }).await;
+    }
+
+    /// Stops and starts again from the same directory. Does not wait for the network.
+    pub async fn restart(self) -> Self {
+        self.on(|b| async move { b.stop().await.unwrap() }).await;
+        let backend = start(&self.host, self.directory.clone()).await;
+        Self { backend, ..self }
+    }
+}
+
+async fn start(host: &Host, directory: PathBuf) -> Backend {
+    let settings = serde_json::to_value(host.network_settings()).unwrap();
+    let network = serde_json::from_value(settings).unwrap();
+    host.run(async move {
+        Backend::builder()
+            .directory(directory)
+            .network(network)
+            .start()
+            .await
+            .unwrap()
+    })
+    .await
+}
+
+/// A bare node with a group's keys.
+pub struct Raw {
+    pub host: Host,
+    node: Node,
+    access: GroupAccess,
+    records: Records,
+    tunnels: Tunnels,
+    store: VeilidStore,
+    lies: Arc<AtomicUsize>,
+}
+
+impl Raw {
+    pub async fn start(devnet: &Devnet, name: &str, access: GroupAccess) -> Self {
+        let host = devnet.host(name).await.unwrap();
+        let tunnels: Arc<OnceLock<Tunnels>> = Arc::default();
+        let taken = tunnels.clone();
+        let mut options = NodeOptions::default();
+        options.on_update = Some(Arc::new(move |update: VeilidUpdate| {
+            if let Some(tunnels) = taken.get() {
+                tunnels.handle_update(&update);
+            }
+        }));
+        let node = host
+            .start_node_with(&host.directory().join("node"), options)
+            .await
+            .unwrap();
+        node.ready(LIMIT).await.unwrap();
+        let api = node.api().clone();
+        let (records, started, store) = host
+            .run(async move {
+                let records = Records::new(api.clone(), Arc::new(MemoryCache::default()));
+                let store = VeilidStore::in_memory(StoreOptions::default())
+                    .await
+                    .unwrap();
+                (records, Tunnels::new(api, Limits::default()), store)
+            })
+            .await;
+        tunnels.set(started.clone()).ok().unwrap();
+        Self {
+            host,
+            node,
+            access,
+            records,
+            tunnels: started,
+            store,
+            lies: Arc::default(),
+        }
+    }
+
+    fn psk(&self) -> Psk {
+        let key = self.access.locator().derive(Purpose::TunnelPsk);
+        Psk::from_bytes(*key.as_bytes())
+    }
+
+    fn repo_context(&self) -> RepoContext {
+        RepoContext {
+            records: self.records.clone(),
+            store: self.store.clone(),
+            device: DeviceId::random().unwrap(),
+            clock: Arc::new(SystemClock),
+        }
+    }
+
+    /// A session with a device of a member.
+    pub async fn session(&self, repo: &PublicKey) -> Session {
+        let (records, access) = (self.records.clone(), self.access.clone());
+        let (tunnels, psk, repo) = (self.tunnels.clone(), self.psk(), repo.clone());
+        self.host
+            .run(async move {
+                let record = RepoRecord::attach(&records, &access, repo, None)
+                    .await
+                    .unwrap();
+                let route = timeout(LIMIT, async {
+                    loop {
+                        let found = record.tunnels(Fetch::Network).await.unwrap_or_default();
+                        if let Some((_, Ok(tunnel))) = found.into_iter().next() {
+                            return tunnel.value.route;
+                        }
+                        sleep(Duration::from_millis(300)).await;
+                    }
+                });
+                tunnels.connect(psk, Arc::new(Route(route.await.unwrap())))
+            })
+            .await
+    }
+
+    /// All of a blob from a member, as it travels.
+    pub async fn download(&self, repo: &PublicKey, hash: Hash) -> Vec<u8> {
+        let session = self.session(repo).await;
+        self.host
+            .run(async move { download(&session, &GetRequest::blob(hash)).await.unwrap() })
+            .await
+    }
+
+    /// Takes a blob that came from elsewhere into the store.
+    pub async fn import(&self, hash: Hash, bytes: Vec<u8>) {
+        let store = self.store.clone();
+        self.host
+            .run(async move {
+                store
+                    .import_bao_bytes(hash, ChunkRanges::all(), bytes)
+                    .await
+                    .unwrap();
+                // Nothing names it here.
+                std::mem::forget(store.tags().temp_tag(hash).await.unwrap());
+            })
+            .await;
+    }
+
+    pub async fn has(&self, hash: Hash) -> bool {
+        let store = self.store.clone();
+        self.host
+            .run(async move { store.has(hash).await.unwrap() })
+            .await
+    }
+
+    /// Becomes a member in earnest, and waits until it can be reached.
+    pub async fn join_group(&self, me: &'static str) -> Group {
+        let context = GroupContext {
+            records: self.records.clone(),
+            store: self.store.clone(),
+            tunnels: self.tunnels.clone(),
+            device: DeviceId::random().unwrap(),
+            clock: Arc::new(SystemClock),
+            ledger: Ledger::in_memory(),
+            serving: Serving::default(),
+        };
+        let access = self.access.clone();
+        self.host
+            .run(async move {
+                let (group, _) = Group::join(context, access, me).await.unwrap();
+                let mut events = group.events();
+                group.start();
+                timeout(LIMIT, async {
+                    while events.recv().await.unwrap() != group::GroupEvent::Reachable {}
+                })
+                .await
+                .unwrap();
+                group
+            })
+            .await
+    }
+
+    /// Reads a file as a member.
+    pub async fn read(&self, group: &Group, repo: &PublicKey, from: &str) {
+        let (group, repo, path) = (group.clone(), repo.clone(), path(from));
+        self.host
+            .run(async move {
+                timeout(LIMIT, async {
+                    while group.find(&path).await.unwrap().is_empty() {
+                        group.list(Fetch::Network).await.unwrap();
+                        sleep(Duration::from_millis(200)).await;
+                    }
+                    group.read(&repo, &path, None).await.unwrap();
+                })
+                .await
+                .unwrap();
+            })
+            .await;
+    }
+
+    pub async fn stop_group(&self, group: Group) {
+        self.host
+            .run(async move { group.stop(Duration::from_secs(3)).await })
+            .await;
+    }
+
+    /// Advertises itself as a member who has a blob, and serves it with one wrong byte in the last chunk group of each answer. Gives
+    /// the key of the member's repo.
+    pub async fn pose_as_member(&self, sealed: Vec<u8>, hash: Hash) -> PublicKey {
+        let (context, access) = (self.repo_context(), self.access.clone());
+        let (tunnels, psk) = (self.tunnels.clone(), self.psk());
+        let (records, lies) = (self.records.clone(), self.lies.clone());
+        self.host
+            .run(async move {
+                let blobs = MemStore::new();
+                blobs
+                    .import_bao_bytes(hash, ChunkRanges::all(), sealed)
+                    .await
+                    .unwrap();
+                let (repo, keys) = Repo::create(&context, &access, "Mallory").await.unwrap();
+                let listener = tunnels.listen(psk).await.unwrap();
+                let route = listener.route().borrow().clone().unwrap();
+                let _ = repo.publish_tunnel(&route).await.unwrap();
+                let record = GroupRecord::attach(&records, access).await.unwrap();
+                let taken: Vec<u32> = record
+                    .slots(Fetch::Network)
+                    .await
+                    .unwrap()
+                    .into_iter()
+                    .map(|(index, _)| index.get())
+                    .collect();
+                let mut index = SlotIndex::start_of(repo.public_key());
+                while taken.contains(&index.get()) {
+                    index = index.next();
+                }
+                let slot = record.sign_slot(index, &keys, None, Some("Mallory")).await;
+                record
+                    .set_slot(index, &SlotValue::Member(slot.unwrap()))
+                    .await
+                    .unwrap();
+                let _ = record.publish().await.unwrap();
+                tokio::spawn(lie(listener, blobs, lies));
+                repo.public_key().clone()
+            })
+            .await
+    }
+
+    /// How many wrong answers it gave.
+    pub fn lies(&self) -> usize {
+        self.lies.load(Ordering::Relaxed)
+    }
+
+    pub async fn stop(self) {
+        let (tunnels, records, store) = (self.tunnels, self.records, self.store);
+        self.host
+            .run(async move {
+                tunnels.close().await;
+                records.close().await;
+                store.close().await.unwrap();
+            })
+            .await;
+        self.node.shutdown().await.unwrap();
+    }
+}
+
+/// Says that it has everything, and sends what it has with one wrong byte.
+async fn lie(listener: Listener, blobs: MemStore, lies: Arc<AtomicUsize>) {
+    while let Some(mut incoming) = listener.accept().await {
+        let (blobs, lies) = (blobs.clone(), lies.clone());
+        tokio::spawn(async move {
+            let asked = incoming.recv.read_to_end(1 << 20).await.unwrap();
+            let mut answer = Vec::new();
+            if incoming.protocol == 2 {
+                answer.extend_from_slice(&asked[..3]);
+                for _ in asked[3..].chunks(32) {
+                    answer.push(2);
+                    answer.extend_from_slice(&8_000_000_u64.to_be_bytes());
+                }
+            } else if let Ok(Request::Get(request)) = postcard::from_bytes(&asked) {
+                let ranges = request.ranges.iter_non_empty_infinite().next();
+                let ranges = ranges.unwrap().1.clone();
+                let export = blobs.export_bao(request.hash, ranges);
+                answer = export.bao_to_vec().await.unwrap();
+                if let Some(last) = answer.last_mut() {
+                    *last ^= 1;
+                    lies.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            let _ = incoming.send.write_all(&answer).await;
+            let _ = incoming.send.finish();
+            let _ = incoming.send.stopped().await;
+        });
+    }
+}
+
+struct Route(Vec<u8>);
+
+#[async_trait::async_trait]
+impl tunnels::RouteSource for Route {
+    async fn route(&self, _: Option<&[u8]>) -> tunnels::Result<Vec<u8>> {
+        Ok(self.0.clone())
+    }
+}
+
+/// Asks the question HAVE by hand: 0 none, 1 partial, 2 complete.
+pub async fn have(session: &Session, hash: Hash) -> u8 {
+    let (mut send, mut recv) = session.open(2).await.unwrap();
+    let mut question = vec![1, 0, 1];
+    question.extend_from_slice(hash.as_bytes());
+    send.write_all(&question).await.unwrap();
+    send.finish().unwrap();
+    let answer = recv.read_to_end(1000).await.unwrap();
+    assert_eq!(&answer[..3], [1, 0, 1]);
+    answer[3]
+}
+
+/// Asks for a blob with iroh's own request, and counts the bytes that come.
+pub async fn get(session: &Session, request: &GetRequest) -> usize {
+    download(session, request)
+        .await
+        .map_or(0, |bytes| bytes.len())
+}
+
+async fn download(session: &Session, request: &GetRequest) -> tunnels::Result<Vec<u8>> {
+    let (mut send, mut recv) = session.open(1).await?;
+    let request = postcard::to_stdvec(&Request::Get(request.clone())).unwrap();
+    send.write_all(&request).await?;
+    send.finish()?;
+    Ok(recv.read_to_end(64 << 20).await?.to_vec())
+}
