@@ -13,7 +13,7 @@ use std::{
 use clap::Parser;
 use devnet::NetworkSettings;
 use dht_records::{DeviceId, Records, TableCache};
-use group::{Group, GroupContext};
+use group::{Group, GroupContext, Ledger, Serving};
 use repo::SystemClock;
 use serde::Serialize;
 use serde_json::Value;
@@ -158,14 +158,16 @@ impl Device {
         let _ = updates.tunnels.set(tunnels.clone());
         api.attach().await?;
         Ok(Self {
-            api,
             context: GroupContext {
                 records,
                 store,
                 tunnels,
                 device: device_id(&arguments.dir.join("id"))?,
                 clock: Arc::new(SystemClock),
+                ledger: Ledger::open(&api, &arguments.dir).await?,
+                serving: Serving::default(),
             },
+            api,
             group: OnceLock::new(),
             raw: Mutex::default(),
             served: Mutex::default(),
@@ -224,6 +226,7 @@ impl Device {
         }
         self.context.tunnels.close().await;
         self.context.records.close().await;
+        self.context.ledger.close();
         self.context.store.close().await?;
         self.api.clone().shutdown().await;
         Ok(())

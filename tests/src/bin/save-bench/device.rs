@@ -163,7 +163,6 @@ impl Device {
         self.ask(Request::Fetch(Fetch {
             repo: of.repo.clone(),
             name: name.to_owned(),
-            at_once: 1,
             die_at: None,
         }))
         .await

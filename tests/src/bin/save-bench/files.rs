@@ -15,7 +15,6 @@ use crate::{
 /// Small files, the size of each in bytes, and how many are asked for at a time.
 const SMALL: usize = 1_000;
 const SMALL_BYTES: u64 = 4 * 1024;
-const AT_ONCE: usize = 16;
 /// In flight, of bare calls for as many bytes each.
 const IN_FLIGHT: usize = 32;
 /// What is fetched in two halves, in bytes.
@@ -44,7 +43,6 @@ pub(crate) async fn small(arguments: &Arguments) -> Result<()> {
             .ask(Request::Fetch(Fetch {
                 repo: pair.keys.repo.clone(),
                 name,
-                at_once: AT_ONCE,
                 die_at: None,
             }))
             .await?;
@@ -81,7 +79,6 @@ pub(crate) async fn resume(arguments: &Arguments) -> Result<()> {
             .ask(Request::Fetch(Fetch {
                 repo: keys.repo.clone(),
                 name: name.clone(),
-                at_once: 1,
                 die_at: Some(RESUMED / 2),
             }))
             .await?;

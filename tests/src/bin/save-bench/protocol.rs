@@ -84,8 +84,6 @@ pub(crate) struct Put {
 pub(crate) struct Fetch {
     pub(crate) repo: String,
     pub(crate) name: String,
-    /// How many files at a time.
-    pub(crate) at_once: usize,
     /// The process is to kill itself once so many verified bytes are here.
     pub(crate) die_at: Option<u64>,
 }

@@ -8,7 +8,6 @@ use std::{
 };
 
 use dht_records::{Fetch as Freshness, GroupAccess};
-use futures::{StreamExt, TryStreamExt, stream};
 use group::{FetchProgress, Group, GroupSecrets, OnProgress};
 use repo::{EntryPath, Source, WriteOptions};
 use tokio::io::{AsyncRead, ReadBuf};
@@ -147,14 +146,14 @@ impl Device {
                 }
             })
         };
-        stream::iter(files)
-            .map(|(path, _)| {
-                let (member, report) = (&member, report.clone());
-                async move { group.read(member, &path, Some(report)).await }
-            })
-            .buffer_unordered(plan.at_once.max(1))
-            .try_for_each(|_| async { Ok(()) })
-            .await?;
+        if let [(path, _)] = files.as_slice() {
+            group.read(&member, path, Some(report)).await?;
+        } else {
+            let synced = group.sync_repo(&member, None).await?;
+            if let Some(error) = synced.error {
+                return Err(error.into());
+            }
+        }
         Ok(Fetched {
             seconds: start.elapsed().as_secs_f64(),
             first: first.get().copied(),
