@@ -10,10 +10,12 @@ use bytes::Bytes;
 use devnet::{Devnet, Host, Node, NodeOptions};
 use tokio::sync::watch;
 use tunnels::{Error, Incoming, Limits, Listener, Psk, RouteSource, Session, Tunnels};
-use veilid_core::{Target, VeilidAPI, VeilidUpdate};
+use veilid_core::{CRYPTO_KIND_VLD0, DHTSchema, Target, VeilidAPI, VeilidAPIError, VeilidUpdate};
 
 const READY: Duration = Duration::from_secs(90);
 const MIB: usize = 1 << 20;
+/// Streams at once: nearly as many as one session may have.
+const MANY: usize = 1_000;
 
 /// Begins a call that is answered without tunnels.
 const RAW: &[u8] = b"raw call without a tunnel";
@@ -233,7 +235,9 @@ async fn streams_over_a_real_network() {
 
     many_streams(&session).await;
     while outcomes.try_recv().is_ok() {}
+    both_sides_at_once(&server, &client, &session).await;
     strangers_learn_nothing(&client, &listener).await;
+    junk_delays_nobody(&server, &client, &listener).await;
     a_dead_route_is_replaced(&server, &listener, &session).await;
     for _ in 0..2 {
         assert!(matches!(
@@ -365,11 +369,11 @@ async fn raw_goodput(client: &Member, listener: &Listener, len: usize) -> String
 async fn many_streams(session: &Session) {
     let begin = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
-    for i in 0..300usize {
+    for i in 0..MANY {
         let session = session.clone();
         tasks.spawn(async move {
             let (mut send, mut recv) = session.open(ECHO).await.unwrap();
-            let data = bytes(i as u64, i * 100);
+            let data = bytes(i as u64, i * 20);
             send.write_bytes(data.clone()).await.unwrap();
             drop(send);
             assert_eq!(recv.read_to_end(MIB).await.unwrap(), data);
@@ -378,7 +382,101 @@ async fn many_streams(session: &Session) {
     while let Some(done) = tasks.join_next().await {
         done.unwrap();
     }
-    eprintln!("300 streams at once answered after {:?}", begin.elapsed());
+    eprintln!(
+        "{MANY} streams at once answered after {:?}",
+        begin.elapsed()
+    );
+}
+
+/// The client opens a stream to the server while the server opens one to the client: each is a session of its own.
+async fn both_sides_at_once(server: &Member, client: &Member, session: &Session) {
+    let listener = Arc::new(client.tunnels.listen(psk(3)).await.unwrap());
+    let (results, mut outcomes) = tokio::sync::mpsc::unbounded_channel();
+    let serving = tokio::spawn(serve(listener.clone(), results));
+    let back = server
+        .tunnels
+        .connect(psk(3), Arc::new(Published(listener.route())));
+    let len = 4 * MIB;
+    let begin = Instant::now();
+    let (there, here) = tokio::join!(download(session, len), download(&back, len));
+    eprintln!(
+        "4 MiB each way, of streams that both sides opened, after {:?}",
+        begin.elapsed()
+    );
+    let expected = bytes(len as u64, len);
+    assert!(there == expected && here == expected, "a download differs");
+    assert_eq!(outcomes.recv().await, Some((SOURCE, Ok(()))));
+    back.close();
+    listener.close().await;
+    serving.await.unwrap();
+}
+
+/// Junk is answered at once, so that it does not occupy those who serve the DHT.
+async fn junk_delays_nobody(server: &Member, client: &Member, listener: &Listener) {
+    let api = client.node.api().clone();
+    let key = client
+        .host
+        .run(async move {
+            let context = api.routing_context()?;
+            let schema = DHTSchema::dflt(1)?;
+            let record = context
+                .create_dht_record(CRYPTO_KIND_VLD0, schema, None)
+                .await?;
+            let key = record.key();
+            context
+                .set_dht_value(key.clone(), 0, b"value".to_vec(), None)
+                .await?;
+            context.flush_dht_record(key.clone(), None).await?;
+            Ok::<_, VeilidAPIError>(key)
+        })
+        .await
+        .unwrap();
+    let (api, opened) = (server.node.api().clone(), key.clone());
+    server
+        .host
+        .run(async move {
+            let context = api.routing_context()?;
+            context.open_dht_record(opened, None, None).await
+        })
+        .await
+        .unwrap();
+    let read = async || {
+        let (api, key) = (server.node.api().clone(), key.clone());
+        let begin = Instant::now();
+        let value = server
+            .host
+            .run(async move {
+                let context = api.routing_context()?;
+                context.get_dht_value(key, 0, true).await
+            })
+            .await
+            .unwrap();
+        assert_eq!(value.unwrap().data(), b"value");
+        begin.elapsed()
+    };
+    let quiet = read().await;
+    let blob = listener.route().borrow().clone().unwrap();
+    let api = client.node.api().clone();
+    let junk = client.host.run(async move {
+        let route = api.import_remote_private_route(blob.to_vec()).unwrap();
+        let context = api.routing_context().unwrap();
+        let calls =
+            (0..100).map(|n| context.app_call(Target::RouteId(route.clone()), vec![n; 2_000]));
+        let begin = Instant::now();
+        let replies = futures::future::join_all(calls).await;
+        let refused = replies
+            .iter()
+            .filter(|reply| matches!(reply, Ok(reply) if reply[..] == [0]))
+            .count();
+        (refused, begin.elapsed())
+    });
+    let ((refused, took), busy) = tokio::join!(junk, read());
+    eprintln!(
+        "a DHT read took {quiet:?}, and {busy:?} beside 100 junk calls, of which {refused} were refused within {took:?}"
+    );
+    // Calls that are held occupy their worker for five seconds.
+    assert!(busy < Duration::from_secs(4), "{busy:?}");
+    assert!(refused >= 90, "{refused}");
 }
 
 async fn strangers_learn_nothing(client: &Member, listener: &Listener) {
