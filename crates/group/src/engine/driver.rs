@@ -101,10 +101,8 @@ impl Driver<'_> {
             self.taken_up = Some(Instant::now());
             let peers = members::devices(self.group, Fetch::Cached).await;
             take_up(&self.inner, &self.engine, peers, true);
-            if !lock(&self.looking).within(LOOK_AGAIN) {
-                self.look_for_everybody(Vec::new());
-            }
         }
+        self.look_around();
         loop {
             let engine = self.engine.clone();
             let now = engine.now();
@@ -146,6 +144,27 @@ impl Driver<'_> {
                 return;
             }
             self.handle(&mut state, events, now);
+        }
+    }
+
+    /// Looks for everybody's current tunnels while something is wanted, if that is due.
+    fn look_around(&mut self) {
+        let due = {
+            let mut state = self.engine.lock();
+            if state.scheduler.is_idle() {
+                return;
+            }
+            let mut looking = lock(&self.looking);
+            if looking.now {
+                return;
+            }
+            if std::mem::take(&mut state.newcomer) {
+                looking.last = None;
+            }
+            !looking.within(LOOK_AGAIN)
+        };
+        if due {
+            self.look_for_everybody(Vec::new());
         }
     }
 
