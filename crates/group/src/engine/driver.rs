@@ -176,7 +176,8 @@ impl Driver<'_> {
                         .report(state, hash, |progress| progress.state = to);
                 }
                 Event::Check(hash, kind) => {
-                    self.jobs.spawn(check(self.engine.clone(), hash, kind));
+                    self.jobs
+                        .spawn(check(self.inner.clone(), self.engine.clone(), hash, kind));
                 }
                 Event::Cancel(task) => {
                     if let Some(job) = self.tasks.remove(&task) {
@@ -320,7 +321,7 @@ fn take_up(inner: &Inner, engine: &Engine, peers: Vec<Arc<Peer>>, all: bool) {
 }
 
 /// Asks the store whether a blob of which everything came is complete.
-async fn check(engine: Arc<Engine>, hash: Hash, kind: Kind) {
+async fn check(inner: Arc<Inner>, engine: Arc<Engine>, hash: Hash, kind: Kind) {
     let outcome = async {
         if engine.is_here(hash, kind).await? {
             return Ok(None);
@@ -333,6 +334,12 @@ async fn check(engine: Arc<Engine>, hash: Hash, kind: Kind) {
         Ok(Some(missing))
     };
     let outcome = outcome.await;
+    if matches!(outcome, Ok(None))
+        && let Err(error) = inner.held.write(&inner.ledger).await
+    {
+        // The file is here all the same. Others are told of it until this device restarts.
+        tracing::warn!(%error, "what was obtained is not written down");
+    }
     let mut state = engine.lock();
     match outcome {
         Ok(None) => state.scheduler.complete(hash),
