@@ -77,6 +77,8 @@ struct State {
     ids: HashMap<PeerId, HolderId>,
     /// Something new is wanted, so the known tunnels are taken up again.
     fresh: bool,
+    /// There is a member who was never looked for.
+    newcomer: bool,
     closed: bool,
     /// Bytes of blobs that came in, since the start.
     received: u64,
@@ -280,6 +282,12 @@ impl Engine {
             .map_err(|e| Error::Store(io::Error::other(e)))?;
         let all = ChunkRanges::bytes(0..size.max(1));
         Ok((&all - &here.ranges, here.total_bytes().min(size)))
+    }
+
+    /// There is a member who was not known before, and who may have what is wanted.
+    pub(crate) fn newcomer(&self) {
+        self.lock().newcomer = true;
+        self.changed.notify_one();
     }
 
     /// Bytes of blobs that came in from others, since the start.

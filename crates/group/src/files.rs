@@ -200,17 +200,8 @@ impl Group {
         for ticket in &mut self.inner.engine.want(&[wanted]).await? {
             ticket.done(&reporter).await?;
         }
-        self.note_obtained().await;
         reporter.state(FetchState::Stored);
         Ok(())
-    }
-
-    /// Writes down which files were obtained in this group.
-    pub(crate) async fn note_obtained(&self) {
-        if let Err(error) = self.inner.held.write(&self.inner.ledger).await {
-            // The file is here all the same. Others are told of it until this device restarts.
-            tracing::warn!(%error, "what was obtained is not written down");
-        }
     }
 
     /// Bytes of blobs that came from other members since this group was opened, as they travel but without what the protocol adds.

@@ -103,7 +103,7 @@ impl Group {
     /// Reads the slots and takes up what they say. A slot that cannot be read or whose signature is wrong changes nothing.
     pub(crate) async fn take_up_slots(&self, fetch: Fetch) -> Result<()> {
         let slots = self.inner.record.slots(fetch).await?;
-        let mut changed = false;
+        let (mut changed, mut newcomer) = (false, false);
         let mut new_roots = Vec::new();
         {
             let mut known = self.inner.known();
@@ -125,6 +125,7 @@ impl Group {
                                 || (before.index == index && counter > before.counter)
                         });
                         if newer {
+                            newcomer |= before.is_none();
                             if before.is_none_or(|b| b.slot.root != slot.root) {
                                 new_roots.push(slot.repo.clone());
                             }
@@ -149,6 +150,9 @@ impl Group {
         }
         if changed {
             self.inner.emit(GroupEvent::MembersChanged);
+        }
+        if newcomer {
+            self.inner.engine.newcomer();
         }
         if !new_roots.is_empty() {
             self.inner.roots_changed.notify_one();

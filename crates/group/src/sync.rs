@@ -231,7 +231,6 @@ impl Group {
                 Err(error) => return Err(error),
             }
         }
-        self.note_obtained().await;
         Ok(first)
     }
 }

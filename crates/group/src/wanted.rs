@@ -234,14 +234,12 @@ impl Group {
         path: Option<&EntryPath>,
     ) -> Result<Waiting> {
         // Made first, so that it takes things back where this is dropped half-way.
-        let mut waiting = Waiting {
+        let waiting = Waiting {
             group: self.clone(),
             key: key(member, path),
-            counted: false,
             ended: false,
         };
         self.enqueue(member, path, 1).await?;
-        waiting.counted = true;
         Ok(waiting)
     }
 
@@ -260,7 +258,6 @@ impl Group {
 pub(crate) struct Waiting {
     group: Group,
     key: Key,
-    counted: bool,
     ended: bool,
 }
 
@@ -283,7 +280,7 @@ impl Drop for Waiting {
         let Some(item) = items.get_mut(&self.key) else {
             return;
         };
-        item.waiting = item.waiting.saturating_sub(usize::from(self.counted));
+        item.waiting = item.waiting.saturating_sub(1);
         if item.waiting > 0 {
             return;
         }

@@ -101,10 +101,8 @@ impl Driver<'_> {
             self.taken_up = Some(Instant::now());
             let peers = members::devices(self.group, Fetch::Cached).await;
             take_up(&self.inner, &self.engine, peers, true);
-            if !lock(&self.looking).within(LOOK_AGAIN) {
-                self.look_for_everybody(Vec::new());
-            }
         }
+        self.look_around();
         loop {
             let engine = self.engine.clone();
             let now = engine.now();
@@ -149,6 +147,27 @@ impl Driver<'_> {
         }
     }
 
+    /// Looks for everybody's current tunnels while something is wanted, if that is due.
+    fn look_around(&mut self) {
+        let due = {
+            let mut state = self.engine.lock();
+            if state.scheduler.is_idle() {
+                return;
+            }
+            let mut looking = lock(&self.looking);
+            if looking.now {
+                return;
+            }
+            if std::mem::take(&mut state.newcomer) {
+                looking.last = None;
+            }
+            !looking.within(LOOK_AGAIN)
+        };
+        if due {
+            self.look_for_everybody(Vec::new());
+        }
+    }
+
     fn handle(&mut self, state: &mut State, events: Vec<Event>, now: Now) {
         for event in events {
             match event {
@@ -157,7 +176,8 @@ impl Driver<'_> {
                         .report(state, hash, |progress| progress.state = to);
                 }
                 Event::Check(hash, kind) => {
-                    self.jobs.spawn(check(self.engine.clone(), hash, kind));
+                    self.jobs
+                        .spawn(check(self.inner.clone(), self.engine.clone(), hash, kind));
                 }
                 Event::Cancel(task) => {
                     if let Some(job) = self.tasks.remove(&task) {
@@ -301,7 +321,7 @@ fn take_up(inner: &Inner, engine: &Engine, peers: Vec<Arc<Peer>>, all: bool) {
 }
 
 /// Asks the store whether a blob of which everything came is complete.
-async fn check(engine: Arc<Engine>, hash: Hash, kind: Kind) {
+async fn check(inner: Arc<Inner>, engine: Arc<Engine>, hash: Hash, kind: Kind) {
     let outcome = async {
         if engine.is_here(hash, kind).await? {
             return Ok(None);
@@ -314,6 +334,12 @@ async fn check(engine: Arc<Engine>, hash: Hash, kind: Kind) {
         Ok(Some(missing))
     };
     let outcome = outcome.await;
+    if matches!(outcome, Ok(None))
+        && let Err(error) = inner.held.write(&inner.ledger).await
+    {
+        // The file is here all the same. Others are told of it until this device restarts.
+        tracing::warn!(%error, "what was obtained is not written down");
+    }
     let mut state = engine.lock();
     match outcome {
         Ok(None) => state.scheduler.complete(hash),
