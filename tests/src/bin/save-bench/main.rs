@@ -11,7 +11,12 @@ mod report;
 mod rest;
 mod store;
 
-use std::{error::Error, path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    error::Error,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use clap::{Parser, builder::PossibleValuesParser};
 
@@ -38,6 +43,9 @@ struct Arguments {
     /// How much is sent in each turn of `tunnel_goodput` and `fetch_goodput`, in MiB
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     mib: u16,
+    /// What is added to each round trip in `tunnel_goodput` and `fetch_goodput`, in milliseconds; their limits hold without
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=10_000))]
+    delay: u16,
     /// Where the stores that are measured lie while it runs; beside this program if left out
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -166,6 +174,10 @@ fn figures() -> String {
 }
 
 impl Arguments {
+    fn delay(&self) -> Option<Duration> {
+        Some(Duration::from_millis(self.delay.into()))
+    }
+
     /// Whether a figure was asked for: by its name, or by what the names of several begin with.
     fn wants(&self, figure: &str) -> bool {
         let Some(name) = self.name.as_deref() else {
