@@ -236,6 +236,7 @@ async fn streams_over_a_real_network() {
     many_streams(&session).await;
     while outcomes.try_recv().is_ok() {}
     both_sides_at_once(&server, &client, &session).await;
+    assert_eq!(outcomes.recv().await, Some((SOURCE, Ok(()))));
     strangers_learn_nothing(&client, &listener).await;
     junk_delays_nobody(&server, &client, &listener).await;
     a_dead_route_is_replaced(&server, &listener, &session).await;
@@ -432,7 +433,7 @@ async fn junk_delays_nobody(server: &Member, client: &Member, listener: &Listene
         .await
         .unwrap();
     let (api, opened) = (server.node.api().clone(), key.clone());
-    server
+    let _ = server
         .host
         .run(async move {
             let context = api.routing_context()?;

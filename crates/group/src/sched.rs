@@ -41,7 +41,7 @@ pub(crate) const STALL: Duration = Duration::from_secs(15);
 const PART_AGAIN: Duration = Duration::from_secs(3);
 /// How long a holder that has too much to do is left alone.
 const BUSY: Duration = Duration::from_millis(1_500);
-/// A holder that fails so many tasks in a row is left alone.
+/// A holder that fails so many tasks one after the other is left alone.
 const FAILURES: u32 = 3;
 /// A holder from whom so many tasks in a row were taken over by faster ones, and who is slower than a twentieth of the fastest, starves
 /// others of what it holds up.
@@ -146,6 +146,8 @@ struct Holder {
     busy: usize,
     rate: Rate,
     failures: u32,
+    /// When the last of them was counted: what broke off together counts once.
+    failed: Option<Now>,
     lost: u32,
     /// Small blobs for one request; fewer after one that broke off.
     batch: usize,
@@ -386,7 +388,10 @@ impl Scheduler {
             End::Busy => holder.out = Some(now + BUSY),
             End::BrokeOff => {
                 holder.batch = (task.parts.len() / 2).max(1);
-                holder.failures += 1;
+                if holder.failed.is_none_or(|failed| task.started > failed) {
+                    holder.failures += 1;
+                    holder.failed = Some(now);
+                }
                 if holder.failures >= FAILURES {
                     holder.failures = 0;
                     self.events
