@@ -55,13 +55,16 @@ fn lock(waiting: &Waiting) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Result
 
 impl Device {
     /// Starts a device on the host of this name and waits until it is on the network.
+    ///
+    /// It is no hop for others: a route through the link that is measured would be a longer way for whoever happens to have it,
+    /// the baseline or what stands beside it.
     pub(crate) async fn start(devnet: &Devnet, name: &str) -> Result<Self> {
         let host = devnet.host(name).await?;
-        let settings = host.network_settings();
+        let settings = host.network_settings().serving_nobody();
         Self::start_with(host, settings).await
     }
 
-    /// The same with settings of its own. A host on which a device was running before starts that one again.
+    /// The same with settings of one's own. A host on which a device was running before starts that one again.
     pub(crate) async fn start_with(host: Host, settings: NetworkSettings) -> Result<Self> {
         let file = host.directory().join("network.json");
         settings.write(&file)?;

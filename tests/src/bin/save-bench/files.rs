@@ -84,7 +84,7 @@ pub(crate) async fn resume(arguments: &Arguments) -> Result<()> {
             .await?;
         let host = fetcher.host.clone();
         fetcher.ended().await?;
-        let settings = host.network_settings();
+        let settings = host.network_settings().serving_nobody();
         fetcher = Device::start_with(host, settings).await?;
         fetcher
             .ask::<()>(Request::Load { keys: own.clone() })

@@ -101,9 +101,7 @@ pub(crate) async fn parallel(arguments: &Arguments) -> Result<()> {
     let devnet = Devnet::start(devnet::MIN_NODES).await?;
     let mut holders = Vec::new();
     for number in 1..=most {
-        let host = devnet.host(&format!("holder {number}")).await?;
-        let settings = host.network_settings().serving_nobody();
-        holders.push(Device::start_with(host, settings).await?);
+        holders.push(Device::start(&devnet, &format!("holder {number}")).await?);
     }
     let fetcher = Device::start(&devnet, "fetcher").await?;
     let (Some(first), others) = (holders.first(), holders.get(1..).unwrap_or_default()) else {

@@ -70,28 +70,38 @@ async fn peaks(mib: u64) -> Result<(f64, [f64; 2])> {
 /// node without a group, and calls of its tunnels. A round takes three minutes, of which one is enough.
 pub(crate) async fn idle(arguments: &Arguments) -> Result<()> {
     let devnet = Devnet::start(devnet::MIN_NODES).await?;
-    let pair = Pair::start(&devnet, "holder", "member").await?;
-    let bare = Device::start(&devnet, "bare").await?;
-    pair.fetcher
-        .exchange(&pair.holder, &pair.keys, "file", MIB as u64)
-        .await?;
+    let holder = Device::start(&devnet, "holder").await?;
+    // As devices come, serving others.
+    let serving = |name: &'static str| {
+        let devnet = &devnet;
+        async move {
+            let host = devnet.host(name).await?;
+            let settings = host.network_settings();
+            Device::start_with(host, settings).await
+        }
+    };
+    let (member, bare) = (serving("member").await?, serving("bare").await?);
+    let keys = holder.create().await?;
+    member.join(&keys).await?;
+    member.exchange(&holder, &keys, "file", MIB as u64).await?;
     tokio::time::sleep(SETTLE).await;
     let mut figure = Figure::default();
     let minutes = IDLE.as_secs_f64() / 60.0;
     for _ in 0..arguments.rounds.div_ceil(3) {
-        let before = [pair.fetcher.counts().await?, bare.counts().await?];
+        let before = [member.counts().await?, bare.counts().await?];
         tokio::time::sleep(IDLE).await;
-        let member = pair.fetcher.counts().await?.since(&before[0]);
-        let bare = bare.counts().await?.since(&before[1]);
+        let of_member = member.counts().await?.since(&before[0]);
+        let of_bare = bare.counts().await?.since(&before[1]);
         let kilobytes = |bytes: u64| bytes as f64 / minutes / 1e3;
-        figure.push(kilobytes(member.link), kilobytes(bare.link));
-        let calls = (member.calls + member.answers) as f64 / minutes;
+        figure.push(kilobytes(of_member.link), kilobytes(of_bare.link));
+        let calls = (of_member.calls + of_member.answers) as f64 / minutes;
         figure.push_more("calls", calls);
-        let bytes = (member.sent + member.received) as f64 / minutes;
+        let bytes = (of_member.sent + of_member.received) as f64 / minutes;
         figure.push_more("call_bytes", bytes);
     }
     figure.print(arguments.json, "idle", "kB/min", &[]);
     bare.stop().await?;
-    pair.stop().await?;
+    member.stop().await?;
+    holder.stop().await?;
     Ok(devnet.stop().await?)
 }
