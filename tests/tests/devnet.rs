@@ -220,7 +220,22 @@ async fn a_delay_applies_and_loses_nothing(server: &Host, client: &Host) {
     let too_long = client.set_delay(Some(Duration::from_secs(11))).await;
     assert!(matches!(too_long, Err(devnet::Error::InvalidDelay { .. })));
 
-    client.set_delay(Some(delay)).await.unwrap();
+    let device = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun");
+    let set = client.set_delay(Some(delay)).await;
+    if device.is_err() {
+        // Containers have none, and there is no other way to delay packets: then that is what has to be said.
+        assert!(
+            matches!(set, Err(devnet::Error::TunUnavailable { .. })),
+            "{set:?}"
+        );
+        assert_eq!(client.delay().await, None);
+        return;
+    }
+    drop(device);
+    set.unwrap();
     assert_eq!(client.delay().await, Some(delay));
     for (to, from) in [(server, client), (client, server)] {
         let (v4, v6) = (
