@@ -31,8 +31,8 @@ use crate::{
 
 /// Pieces from elsewhere that are taken together.
 const PIECES: usize = 64;
-/// What may be lost of a download when the process dies.
-const UNWRITTEN: u64 = 16 * 1024 * 1024;
+/// What may be lost of a download when the process dies, beside what comes in while it is written down.
+const UNWRITTEN: u64 = 1024 * 1024;
 
 /// Takes verified pieces of a blob from elsewhere. What came is kept if the other side stops.
 pub(crate) async fn import_bao(

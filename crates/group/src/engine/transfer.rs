@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Chunk groups on their way to the store, for one stream.
-const ON_THE_WAY: usize = 32;
+const ON_THE_WAY: usize = 8;
 /// The longest description of what a holder has, in bytes.
 const LONGEST_RANGES: u64 = 256 * 1024;
 /// No list of names that comes with a collection is larger, in bytes.
