@@ -318,6 +318,7 @@ async fn members_ping_each_other_until_one_withdraws() {
         .group(&id)
         .unwrap()
         .own_repo()
+        .unwrap()
         .public_key()
         .clone();
     ben.stop().await;
@@ -444,12 +445,14 @@ async fn a_file_comes_from_everybody_who_has_it_and_the_dead_are_left_alone() {
             .group(&id)
             .unwrap()
             .own_repo()
+            .unwrap()
             .public_key()
             .clone(),
         ben.backend
             .group(&id)
             .unwrap()
             .own_repo()
+            .unwrap()
             .public_key()
             .clone(),
     ];
@@ -472,9 +475,16 @@ async fn a_file_comes_from_everybody_who_has_it_and_the_dead_are_left_alone() {
         ),
         "{nobody:?}"
     );
-    let ana_repo = expected
-        .iter()
-        .find(|repo| **repo == *ana.backend.group(&id).unwrap().own_repo().public_key());
+    let ana_repo = expected.iter().find(|repo| {
+        **repo
+            == *ana
+                .backend
+                .group(&id)
+                .unwrap()
+                .own_repo()
+                .unwrap()
+                .public_key()
+    });
     let missing = noise(100, 3);
     ana.put_unpublished(&id, "later.txt", missing.clone()).await;
     let (of, dead) = (id.clone(), ana_repo.unwrap().clone());
@@ -544,6 +554,7 @@ async fn only_what_the_groups_roots_reach_is_served() {
         .group(&first)
         .unwrap()
         .own_repo()
+        .unwrap()
         .public_key()
         .clone();
     let api = node.api().clone();

@@ -261,7 +261,7 @@ async fn a_blob_that_is_here_for_another_group_is_not_told_of() {
     assert!(raw.has(named.blob).await && raw.has(obtained.blob).await);
 
     let prober = Raw::start(&devnet, "prober", ana.access(&id)).await;
-    let session = prober.session(group.own_repo().public_key()).await;
+    let session = prober.session(group.own_repo().unwrap().public_key()).await;
     let (have_obtained, have_named) = prober
         .host
         .run(async move {

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use veilid_core::{KeyPair, PublicKey};
+use veilid_core::{BareSecretKey, CRYPTO_KIND_VLD0, KeyPair, PublicKey};
 
-use crate::keys::{ContentKey, GroupSecret, LocatorKey};
+use crate::contexts::Purpose;
+use crate::keys::{ContentKey, GroupSecret, LocatorKey, public_of};
 
 /// The keys of a group that this device holds. They decide what it can do; good will is not asked.
 #[derive(Clone, PartialEq, Eq)]
@@ -76,6 +77,14 @@ impl GroupAccess {
         self.secret().map(|secret| secret.content())
     }
 
+    /// The key pair of the guests' record, where devices without a slot publish their tunnels: readers and replicas. It follows
+    /// from the locator key, so everyone with a link of any kind has it, and everyone can overwrite what others wrote there.
+    pub fn guests(&self) -> KeyPair {
+        let secret = self.locator().derive(Purpose::Guests);
+        let public = PublicKey::new(CRYPTO_KIND_VLD0, public_of(secret.as_bytes()));
+        KeyPair::new_from_parts(public, BareSecretKey::new(secret.as_bytes()))
+    }
+
     /// The same group as a reader sees it. `None` for a replica, which cannot give what it does not hold.
     #[must_use]
     pub fn to_reader(&self) -> Option<GroupAccess> {
@@ -127,6 +136,8 @@ mod tests {
         assert!(reader.owner().is_none() && replica.owner().is_none());
         assert!(replica.content().is_none() && replica.secret().is_none());
         assert_eq!(replica.to_reader(), None);
+        assert_eq!(replica.guests(), member.guests());
+        assert_ne!(replica.guests().key(), owner.key());
         let text = format!("{member:?} {reader:?} {replica:?}");
         assert!(!text.contains("VLD0") && text.contains("[redacted]"));
     }

@@ -36,13 +36,17 @@ pub enum Purpose {
     EntryNonce,
     /// The shard of a path, from the content key.
     PathHash,
+    /// The key pair of the guests' record, from the locator key.
+    Guests,
+    /// What binds a sealed notice that a group moved to the group that it is about. Not a key.
+    MoveNotice,
     /// What a device keeps for itself on disk.
     LocalState,
 }
 
 impl Purpose {
     /// All purposes, so that a test can compare their strings.
-    pub const ALL: [Purpose; 16] = [
+    pub const ALL: [Purpose; 18] = [
         Purpose::GroupSecret,
         Purpose::Locator,
         Purpose::Content,
@@ -58,6 +62,8 @@ impl Purpose {
         Purpose::EntryKey,
         Purpose::EntryNonce,
         Purpose::PathHash,
+        Purpose::Guests,
+        Purpose::MoveNotice,
         Purpose::LocalState,
     ];
 
@@ -80,6 +86,8 @@ impl Purpose {
             Purpose::EntryKey => "save-dweb-backend v1 collection entry key",
             Purpose::EntryNonce => "save-dweb-backend v1 collection entry nonce",
             Purpose::PathHash => "save-dweb-backend v1 path hash",
+            Purpose::Guests => "save-dweb-backend v1 key pair of guests record",
+            Purpose::MoveNotice => "save-dweb-backend v1 notice of moved group",
             Purpose::LocalState => "save-dweb-backend v1 local state",
         }
     }

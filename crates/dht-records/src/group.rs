@@ -15,7 +15,7 @@ use crate::value::{Opened, ValueKey};
 use crate::error::Error;
 
 /// The metadata of a group, in subkey 0. Unknown fields are ignored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupMetadata {
     /// The group's name.
     pub name: String,
@@ -126,7 +126,7 @@ impl GroupRecord {
     /// All slots that anybody ever wrote, in ascending order. One that does not open or verify is an error in its place
     /// and does not stop the others.
     ///
-    /// With [`Fetch::Network`]: one inspection of the record, then the slots that changed, 16 at a time.
+    /// With [`Fetch::Network`]: one inspection of the record, then the slots that changed, and the metadata if they did, 16 at a time.
     ///
     /// # Errors
     /// Those of the cache; with [`Fetch::Network`] those of the network.
@@ -134,10 +134,13 @@ impl GroupRecord {
         &self,
         fetch: Fetch,
     ) -> Result<Vec<(SlotIndex, Result<Stamped<SlotValue>>)>> {
+        // The metadata come along where they can be read: a new name costs no inspection of its own.
+        let first = u32::from(self.names.is_none());
         let mut failed = match fetch {
             Fetch::Cached => Vec::new(),
-            Fetch::Network => self.record.refresh(1..=SLOTS).await?,
+            Fetch::Network => self.record.refresh(first..=SLOTS).await?,
         };
+        failed.retain(|(subkey, _)| *subkey > 0);
         let mut slots = Vec::new();
         for subkey in self.record.known().await? {
             let Ok(index) = SlotIndex::new(subkey) else {
@@ -217,6 +220,14 @@ impl GroupRecord {
     /// [`Error::ReadOnly`]; [`Error::Offline`]; others if nothing could be tried at all.
     pub async fn publish(&self) -> Result<Published> {
         self.record.publish().await
+    }
+
+    /// Sees to it that the network still has what is known here; see [`RepoRecord::republish`](crate::RepoRecord::republish).
+    ///
+    /// # Errors
+    /// Those of the network.
+    pub async fn republish(&self) -> Result<usize> {
+        self.record.republish().await
     }
 
     /// The subkeys that are not published.

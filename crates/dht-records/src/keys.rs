@@ -3,7 +3,7 @@
 use std::fmt;
 
 use subtle::ConstantTimeEq;
-use veilid_core::SecretKey;
+use veilid_core::{BarePublicKey, SecretKey};
 use zeroize::Zeroizing;
 
 use crate::contexts::Purpose;
@@ -118,6 +118,12 @@ impl SubKey {
     }
 }
 
+/// The public half of an Ed25519 key pair, which is what Veilid's cryptosystem `VLD0` signs with.
+pub fn public_of(secret: &[u8; 32]) -> BarePublicKey {
+    let pair = ed25519_dalek::SigningKey::from_bytes(secret);
+    BarePublicKey::new(pair.verifying_key().as_bytes())
+}
+
 fn derive(material: &[u8], purpose: Purpose) -> Zeroizing<[u8; 32]> {
     Zeroizing::new(blake3::derive_key(purpose.context(), material))
 }
@@ -164,6 +170,13 @@ mod tests {
             sub.derive_salted(Purpose::FileKey, b""),
             sub.derive_salted(Purpose::FileCommitment, b"")
         );
+    }
+
+    #[test]
+    fn the_public_half_is_the_one_that_veilid_has() {
+        let pair = veilid_core::Crypto::generate_keypair(CRYPTO_KIND_VLD0).unwrap();
+        let secret: [u8; 32] = pair.ref_bare_secret().as_ref().try_into().unwrap();
+        assert_eq!(&public_of(&secret), pair.key().ref_value());
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub use cache::{Cached, MemoryCache, RecordCache, TableCache};
 pub use contexts::Purpose;
 pub use error::{Error, Result};
 pub use group::{GroupMetadata, GroupRecord};
-pub use keys::{ContentKey, GroupSecret, LocatorKey, SubKey};
+pub use keys::{ContentKey, GroupSecret, LocatorKey, SubKey, public_of};
 pub use record::{Changed, Fetch, Outcome, Published, Stamped, Watch};
 pub use records::{RecordEvent, Records, RecordsOptions};
 pub use repo::{

@@ -236,6 +236,18 @@ impl RepoRecord {
         self.record.publish().await
     }
 
+    /// Sees to it that the network still has what is known here, as storage nodes forget what nobody asks for. Whoever can write
+    /// sends anew what is missing there or older. And Veilid, which keeps signed values, spreads them again to as many nodes as
+    /// they belong on, which needs no key; it does so at most every five minutes. Gives how many subkeys were missing or older.
+    ///
+    /// Watches of the record are registered anew.
+    ///
+    /// # Errors
+    /// Those of the network.
+    pub async fn republish(&self) -> Result<usize> {
+        self.record.republish().await
+    }
+
     /// The subkeys that are not published.
     ///
     /// # Errors

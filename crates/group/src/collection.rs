@@ -1,5 +1,6 @@
 //! Bringing a member's collection here: the list of their files, not the files themselves.
 
+use dht_records::Fetch;
 use iroh_blobs::Hash;
 use repo::Repo;
 use veilid_core::PublicKey;
@@ -23,12 +24,12 @@ impl Group {
     /// [`Error::NoSuchMember`]; [`Error::NobodyHas`] or [`Error::MemberDoesNotAnswer`] when nobody online can give it; what is
     /// here stays as it was.
     pub async fn sync_collection(&self, member: &PublicKey) -> Result<()> {
+        if let Some(own) = self.own_repo().filter(|own| own.public_key() == member) {
+            return self.sync_own(own).await;
+        }
         let known = self.known_member(member)?;
         let repo = self.repo(member).await?;
-        if repo.is_writable() {
-            return Ok(());
-        }
-        let Some(root) = known.slot.root else {
+        let Some(root) = known.root else {
             return Ok(());
         };
         let root = Hash::from_bytes(root.hash);
@@ -44,6 +45,31 @@ impl Group {
         self.fetch_collection(&repo, root).await?;
         self.refresh_reach(&repo).await?;
         self.inner.queue.wake();
+        self.inner.emit(GroupEvent::CollectionSynced {
+            repo: member.clone(),
+        });
+        Ok(())
+    }
+
+    /// Brings here what this member's other devices wrote, and merges it with what this one has.
+    async fn sync_own(&self, own: &Repo) -> Result<()> {
+        let member = own.public_key();
+        let lock = self.inner.syncing(member);
+        let _one_at_a_time = lock.lock().await;
+        let slot = self.inner.known().get(&member.to_string()).cloned();
+        let stated = slot.and_then(|known| known.root);
+        let recorded = own.record().root(Fetch::Cached).await?;
+        if stated.is_some_and(|stated| recorded.is_none_or(|root| root.counter < stated.counter)) {
+            // The slot was written by a device that knew more.
+            let _recorded = own.record().root(Fetch::Network).await?;
+        }
+        let Some(root) = own.unmerged().await? else {
+            return Ok(());
+        };
+        self.fetch_collection(own, root).await?;
+        self.refresh_reach(own).await?;
+        self.inner.queue.wake();
+        self.inner.changed();
         self.inner.emit(GroupEvent::CollectionSynced {
             repo: member.clone(),
         });
@@ -84,6 +110,7 @@ impl Group {
                 size: None,
                 limit: LIMIT,
                 like,
+                whole: false,
             })
             .collect();
         let mut tickets = self.inner.engine.want(&wanted).await?;

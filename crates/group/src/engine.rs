@@ -41,6 +41,9 @@ pub(crate) struct Wanted {
     pub(crate) limit: u64,
     /// Who has all of this one has the wanted one as well, most likely.
     pub(crate) like: Option<Hash>,
+    /// All of it is fetched from the members, whatever is here: it may have come from another group, and what is not asked for would
+    /// tell them so.
+    pub(crate) whole: bool,
 }
 
 /// Why a blob was not fetched.
@@ -186,7 +189,7 @@ impl Engine {
                     limit: wanted.limit,
                 });
             }
-            if self.is_here(hash, wanted.kind).await? {
+            if !wanted.whole && self.is_here(hash, wanted.kind).await? {
                 tickets.push(Ticket {
                     engine: Weak::new(),
                     hash,
@@ -201,9 +204,12 @@ impl Engine {
                 .temp_tag(hash)
                 .await
                 .map_err(|e| Error::Store(io::Error::other(e)))?;
-            let (missing, bytes) = self
-                .missing(hash, wanted.size.unwrap_or(wanted.limit))
-                .await?;
+            let size = wanted.size.unwrap_or(wanted.limit);
+            let (missing, bytes) = if wanted.whole {
+                (ChunkRanges::bytes(0..size.max(1)), 0)
+            } else {
+                self.missing(hash, wanted.kind, size).await?
+            };
             wants.push((tickets.len(), bytes, tag, *wanted, missing));
             // Its place is kept.
             tickets.push(Ticket {
@@ -229,6 +235,7 @@ impl Engine {
                 limit: wanted.limit,
                 like: wanted.like,
                 missing,
+                whole: wanted.whole,
             });
             let progress = state
                 .progress
@@ -273,7 +280,8 @@ impl Engine {
         }
     }
 
-    async fn missing(&self, hash: Hash, size: u64) -> Result<(ChunkRanges, u64)> {
+    /// What is missing of a blob that [is not here](Self::is_here), and how many bytes are.
+    async fn missing(&self, hash: Hash, kind: Kind, size: u64) -> Result<(ChunkRanges, u64)> {
         let here = self
             .store
             .blobs()
@@ -281,7 +289,12 @@ impl Engine {
             .await
             .map_err(|e| Error::Store(io::Error::other(e)))?;
         let all = ChunkRanges::bytes(0..size.max(1));
-        Ok((&all - &here.ranges, here.total_bytes().min(size)))
+        let missing = &all - &here.ranges;
+        if missing.is_empty() && kind == Kind::Collection {
+            // All but its list of names, which comes with it.
+            return Ok((all, 0));
+        }
+        Ok((missing, here.total_bytes().min(size)))
     }
 
     /// There is a member who was not known before, and who may have what is wanted.

@@ -71,6 +71,18 @@ pub enum Error {
     /// The group was opened with keys that cannot do this.
     #[error("this group can be read only")]
     ReadOnly,
+    /// Names and files need the content key, which a replica does not have.
+    #[error("this device stores the group's files and cannot read them")]
+    Unreadable,
+    /// The name does not fit.
+    #[error("the name is longer than {limit} bytes")]
+    NameTooLong {
+        /// The longest, in bytes.
+        limit: usize,
+    },
+    /// This member left the group, from this device or from another.
+    #[error("this member left the group")]
+    Left,
     /// Nothing came within the time allowed. Retry.
     #[error("no answer within {} s", limit.as_secs())]
     Timeout {
@@ -102,6 +114,9 @@ impl Error {
             | Self::TooManyWanted { .. }
             | Self::BadMessage { .. }
             | Self::ReadOnly
+            | Self::Unreadable
+            | Self::Left
+            | Self::NameTooLong { .. }
             | Self::Closed => false,
         }
     }

@@ -54,20 +54,22 @@ impl Group {
     /// Adds files to this member's repo, as one change. They are stored here when this returns, and published in the background.
     ///
     /// # Errors
-    /// Those of the repo; nothing is changed then.
+    /// [`Error::ReadOnly`], [`Error::Left`]; those of the repo. Nothing is changed then.
     pub async fn put(&self, files: Vec<(EntryPath, Source, WriteOptions)>) -> Result<Vec<Entry>> {
         // Also where this call is dropped after the change was made.
+        let own = self.inner.writer()?;
         let _publish = ChangedOnDrop(&self.inner);
-        Ok(self.own_repo().write_many(files).await?)
+        Ok(own.repo.write_many(files).await?)
     }
 
     /// Takes a file out of this member's repo, and publishes that in the background.
     ///
     /// # Errors
-    /// Those of the repo, such as that there is no such file.
+    /// [`Error::ReadOnly`], [`Error::Left`]; those of the repo, such as that there is no such file.
     pub async fn delete(&self, path: &EntryPath) -> Result<()> {
+        let own = self.inner.writer()?;
         let _publish = ChangedOnDrop(&self.inner);
-        Ok(self.own_repo().delete(path).await?)
+        Ok(own.repo.delete(path).await?)
     }
 
     /// Everybody's files. With `Fetch::Network` the members and their collections are brought up to date first, from whoever is
@@ -76,6 +78,7 @@ impl Group {
     /// # Errors
     /// With `Fetch::Network` those of reading the group's record.
     pub async fn list(&self, fetch: Fetch) -> Result<Vec<ListedFile>> {
+        self.check_readable()?;
         if matches!(fetch, Fetch::Network) {
             self.refresh_members().await?;
             self.sync_collections().await;
@@ -110,6 +113,7 @@ impl Group {
     /// # Errors
     /// Those of the local disk.
     pub async fn find(&self, path: &EntryPath) -> Result<Vec<(PublicKey, Entry)>> {
+        self.check_readable()?;
         let mut found = Vec::new();
         for member in self.members(Fetch::Cached).await? {
             let repo = self.repo(&member.repo).await?;
@@ -122,12 +126,10 @@ impl Group {
 
     /// Brings every member's collection here, all at once; who does not answer is left for later. Whether all of them are here now.
     pub(crate) async fn sync_collections(&self) -> bool {
-        let own = self.own_repo().public_key().clone();
         let members: Vec<PublicKey> = self
             .known_members()
             .into_iter()
-            .map(|known| known.slot.repo)
-            .filter(|repo| *repo != own)
+            .map(|known| known.repo)
             .collect();
         // Collected first: a closure inside the stream would not be general enough for a caller that has to be `Send`.
         let syncs: Vec<_> = members
@@ -159,6 +161,7 @@ impl Group {
         path: &EntryPath,
         on_progress: Option<OnProgress>,
     ) -> Result<FileReader> {
+        self.check_readable()?;
         let repo = self.repo_of(member).await?;
         let entry = repo.entry(path).await?.ok_or(repo::Error::NoSuchFile)?;
         if self.is_here(&entry).await? {
@@ -168,14 +171,22 @@ impl Group {
             let waiting = self.begin_wanting(member, Some(path)).await?;
             let outcome = self.bring_here(&entry, on_progress).await;
             // What can never be had need not stay wanted.
-            let settled = outcome
-                .as_ref()
-                .err()
-                .is_none_or(|error| !error.is_retryable());
+            let settled = match &outcome {
+                Ok(()) => true,
+                Err(error) => matches!(error, Error::TooLarge { .. }),
+            };
             waiting.end(settled).await?;
             outcome?;
         }
         Ok(repo.read(path).await?)
+    }
+
+    /// Names and files are there for those who hold the content key.
+    pub(crate) fn check_readable(&self) -> Result<()> {
+        match self.inner.access.content() {
+            Some(_) => Ok(()),
+            None => Err(Error::Unreadable),
+        }
     }
 
     /// The repo of a member, this one included.
@@ -183,7 +194,7 @@ impl Group {
     /// # Errors
     /// [`Error::NoSuchMember`]; those of the local disk.
     pub(crate) async fn repo_of(&self, member: &PublicKey) -> Result<Repo> {
-        if member != self.own_repo().public_key() {
+        if !self.inner.is_own(member) {
             self.known_member(member)?;
         }
         self.repo(member).await
@@ -217,14 +228,14 @@ impl Group {
         self.known_member(member)?;
         let repo = self.repo(member).await?;
         for freshness in [Fetch::Cached, Fetch::Network] {
-            let peers = self.inner.peers.of(&repo, freshness).await?;
+            let (peers, _) = self.inner.peers.of(&repo, freshness).await?;
             let mut pings: FuturesUnordered<_> = peers
                 .iter()
                 .map(async |peer| (peer, timeout(PING, peer.session.ping()).await))
                 .collect();
             while let Some((peer, outcome)) = pings.next().await {
                 if let Ok(Ok(time)) = outcome {
-                    self.inner.ignore().heard(&peer.id);
+                    self.inner.heard(&peer.id);
                     return Ok(time);
                 }
             }
@@ -237,7 +248,7 @@ impl Group {
         let now = tokio::time::Instant::now();
         let mut ignored = Vec::new();
         for repo in self.other_repos().await? {
-            for peer in self.inner.peers.of(&repo, Fetch::Cached).await? {
+            for peer in self.inner.peers.of(&repo, Fetch::Cached).await?.0 {
                 if let Some(fault) = self.inner.ignore().ignored(&peer.id, now) {
                     ignored.push((repo.public_key().clone(), fault));
                 }
@@ -251,7 +262,7 @@ impl Group {
     /// # Errors
     /// Those of the local disk.
     pub async fn holders(&self, entry: &Entry) -> Result<Vec<PublicKey>> {
-        let peers = members::devices(self, Fetch::Cached).await;
+        let (peers, _) = members::devices(self, Fetch::Cached).await;
         let mut questions: FuturesUnordered<_> = peers
             .iter()
             .map(async |peer| {
@@ -288,5 +299,6 @@ pub(crate) fn wanted_blob(entry: &Entry) -> Result<Wanted> {
         size: Some(size),
         limit: size,
         like: None,
+        whole: false,
     })
 }

@@ -1,7 +1,7 @@
 //! A group: made, joined, opened again, started and stopped.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -24,7 +24,8 @@ use crate::{
     held::Held,
     ignore::IgnoreList,
     ledger::GroupLedger,
-    members::Known,
+    members::{Known, Role},
+    own::Own,
     peers::{PeerId, Peers},
     serve::Reach,
     wanted::Queue,
@@ -70,10 +71,23 @@ impl GroupContext {
 pub struct GroupSecrets {
     /// The keys of the group.
     pub access: GroupAccess,
+    /// What a member writes with; none for readers and replicas.
+    pub own: Option<OwnSecrets>,
+}
+
+/// What a member writes with.
+#[derive(Clone)]
+pub struct OwnSecrets {
     /// The key pair of the member's own repo.
     pub repo: KeyPair,
     /// The name under which the member advertises themselves.
     pub me: String,
+}
+
+impl fmt::Debug for OwnSecrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OwnSecrets([redacted])")
+    }
 }
 
 impl fmt::Debug for GroupSecrets {
@@ -102,6 +116,11 @@ pub enum GroupEvent {
     Published,
     /// This device can be reached by the others, on a tunnel that is published.
     Reachable,
+    /// This member left the group, by their own signature, from another of their devices or from a copy of their keys. This device
+    /// writes nothing into the group any more.
+    Left,
+    /// The group's name is another one.
+    Renamed,
     /// A file that was wanted is here, verified and on disk.
     WantedStored {
         /// Whose.
@@ -133,11 +152,14 @@ pub(crate) struct Inner {
     pub(crate) ctx: GroupContext,
     pub(crate) access: GroupAccess,
     pub(crate) record: GroupRecord,
-    pub(crate) own: Repo,
-    pub(crate) own_keys: KeyPair,
-    pub(crate) me: String,
+    /// What a member writes with; none for readers and replicas.
+    pub(crate) own: Option<Own>,
+    /// The record in which devices without a slot publish their tunnels, as a repo that holds nothing.
+    pub(crate) guests: Repo,
     pub(crate) repos: tokio::sync::Mutex<HashMap<PublicKey, Repo>>,
     known: Mutex<BTreeMap<String, Known>>,
+    /// The repo keys of members who left, by their own signature.
+    left: Mutex<BTreeSet<String>>,
     pub(crate) peers: Peers,
     ignore: Mutex<IgnoreList<PeerId>>,
     pub(crate) reach: Arc<Reach>,
@@ -170,6 +192,46 @@ impl fmt::Debug for Group {
 impl Inner {
     pub(crate) fn known(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn left(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this member left, from wherever.
+    pub(crate) fn has_left(&self) -> bool {
+        let own = self.own.as_ref();
+        own.is_some_and(|own| self.left().contains(&own.repo.public_key().to_string()))
+    }
+
+    /// What this device writes with.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`]; [`Error::Left`].
+    pub(crate) fn writer(&self) -> Result<&Own> {
+        let own = self.own.as_ref().ok_or(Error::ReadOnly)?;
+        if self.has_left() {
+            return Err(Error::Left);
+        }
+        Ok(own)
+    }
+
+    /// The repo in whose record this device publishes its tunnel.
+    pub(crate) fn seat(&self) -> &Repo {
+        self.own.as_ref().map_or(&self.guests, |own| &own.repo)
+    }
+
+    /// Whether this is the repo that this device writes.
+    pub(crate) fn is_own(&self, repo: &PublicKey) -> bool {
+        self.own
+            .as_ref()
+            .is_some_and(|own| own.repo.public_key() == repo)
+    }
+
+    /// A device answered.
+    pub(crate) fn heard(&self, peer: &PeerId) {
+        self.ignore().heard(peer);
+        self.peers.heard(peer, self.ctx.clock.now());
     }
 
     pub(crate) fn ignore(&self) -> MutexGuard<'_, IgnoreList<PeerId>> {
@@ -208,7 +270,8 @@ impl Group {
         Self::with_new_repo(ctx, GroupAccess::Member { owner }, record, me).await
     }
 
-    /// Joins a group whose keys came with a link, and makes this member's repo in it.
+    /// Joins a group whose keys came with a link. A member gets a repo of their own, and is called `me`; readers and replicas get
+    /// none, and their `me` means nothing.
     ///
     /// # Errors
     /// [`Error::GroupDoesNotAnswer`] when its record cannot be found within a minute; nothing is kept then.
@@ -217,32 +280,54 @@ impl Group {
         access: GroupAccess,
         me: &str,
     ) -> Result<(Self, GroupSecrets)> {
+        let record = find(&ctx, &access).await?;
+        match access {
+            GroupAccess::Member { .. } => Self::with_new_repo(ctx, access, record, me).await,
+            GroupAccess::Reader { .. } | GroupAccess::Replica { .. } => {
+                let guests = guests(&ctx, &access).await?;
+                let secrets = GroupSecrets {
+                    access: access.clone(),
+                    own: None,
+                };
+                Ok((Self::assemble(ctx, access, record, None, guests), secrets))
+            }
+        }
+    }
+
+    /// Joins a group as one more device of a member, whose keys came with a device link. Their other devices go on as before.
+    ///
+    /// # Errors
+    /// [`Error::GroupDoesNotAnswer`] when the group's record, or the repo's, cannot be found within a minute; [`Error::ReadOnly`]
+    /// for access that is not a member's. Nothing is kept then.
+    pub async fn join_as_device(
+        ctx: GroupContext,
+        access: GroupAccess,
+        repo: KeyPair,
+    ) -> Result<(Self, GroupSecrets)> {
         if access.owner().is_none() {
             return Err(Error::ReadOnly);
         }
-        let record = GroupRecord::attach(&ctx.records, access.clone()).await?;
-        let found = timeout(JOIN, async {
-            let mut pause = Duration::from_millis(500);
-            loop {
-                match record.metadata(Fetch::Network).await {
-                    Ok(Some(_)) => return Ok(()),
-                    Ok(None) => {}
-                    Err(error) if error.is_retryable() => {
-                        tracing::debug!(%error, "the group does not answer yet");
-                    }
-                    Err(error) => return Err(Error::from(error)),
-                }
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(8));
+        let record = find(&ctx, &access).await?;
+        let guests = guests(&ctx, &access).await?;
+        let own = Repo::open(&ctx.repo_context(), &access, repo.key(), Some(repo.clone())).await?;
+        // Without knowing what the repo holds, this device could not write into it.
+        let me = answered(|| {
+            let own = own.clone();
+            async move {
+                own.record().root(Fetch::Network).await?;
+                Ok(own.name(Fetch::Network).await?)
             }
         })
-        .await;
-        match found {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(error),
-            Err(_) => return Err(Error::GroupDoesNotAnswer),
-        }
-        Self::with_new_repo(ctx, access, record, me).await
+        .await?;
+        let own_secrets = OwnSecrets { repo, me };
+        let secrets = GroupSecrets {
+            access: access.clone(),
+            own: Some(own_secrets.clone()),
+        };
+        let own = Own::new(own, own_secrets);
+        let group = Self::assemble(ctx, access, record, Some(own), guests);
+        group.inner.changed();
+        Ok((group, secrets))
     }
 
     async fn with_new_repo(
@@ -251,13 +336,18 @@ impl Group {
         record: GroupRecord,
         me: &str,
     ) -> Result<(Self, GroupSecrets)> {
-        let (own, own_keys) = Repo::create(&ctx.repo_context(), &access, me).await?;
-        let secrets = GroupSecrets {
-            access: access.clone(),
-            repo: own_keys.clone(),
+        let guests = guests(&ctx, &access).await?;
+        let (own, repo) = Repo::create(&ctx.repo_context(), &access, me).await?;
+        let own_secrets = OwnSecrets {
+            repo,
             me: me.to_owned(),
         };
-        let group = Self::assemble(ctx, access, record, own, own_keys, me);
+        let secrets = GroupSecrets {
+            access: access.clone(),
+            own: Some(own_secrets.clone()),
+        };
+        let own = Own::new(own, own_secrets);
+        let group = Self::assemble(ctx, access, record, Some(own), guests);
         group.inner.changed();
         Ok((group, secrets))
     }
@@ -269,14 +359,16 @@ impl Group {
     pub async fn load(ctx: GroupContext, secrets: &GroupSecrets) -> Result<Self> {
         let access = secrets.access.clone();
         let record = GroupRecord::attach(&ctx.records, access.clone()).await?;
-        let own = Repo::open(
-            &ctx.repo_context(),
-            &access,
-            secrets.repo.key(),
-            Some(secrets.repo.clone()),
-        )
-        .await?;
-        let group = Self::assemble(ctx, access, record, own, secrets.repo.clone(), &secrets.me);
+        let guests = guests(&ctx, &access).await?;
+        let own = match &secrets.own {
+            None => None,
+            Some(own) => {
+                let (public, pair) = (own.repo.key(), Some(own.repo.clone()));
+                let repo = Repo::open(&ctx.repo_context(), &access, public, pair).await?;
+                Some(Own::new(repo, own.clone()))
+            }
+        };
+        let group = Self::assemble(ctx, access, record, own, guests);
         group.take_up_ledger().await?;
         group.take_up_slots(Fetch::Cached).await?;
         let mut all = true;
@@ -287,7 +379,9 @@ impl Group {
                 all = false;
             }
         }
-        if let Err(error) = group.refresh_reach(group.own_repo()).await {
+        if let Some(own) = &group.inner.own
+            && let Err(error) = group.refresh_reach(&own.repo).await
+        {
             tracing::warn!(%error, "the own collection cannot be read");
         }
         if all {
@@ -302,7 +396,10 @@ impl Group {
     /// Reads what this device remembers of the group beside the files.
     async fn take_up_ledger(&self) -> Result<()> {
         for (_, row) in self.inner.ledger.load().await? {
-            if !self.inner.held.take_up(&row) && !self.inner.queue.take_up(&row) {
+            if !self.inner.held.take_up(&row)
+                && !self.inner.queue.take_up(&row)
+                && !self.take_up_member(&row)
+            {
                 tracing::debug!("a row of a kind that this version does not know is left alone");
             }
         }
@@ -312,28 +409,29 @@ impl Group {
     /// Whether something that was written here is not published.
     async fn is_behind(&self) -> Result<bool> {
         let inner = &self.inner;
-        if !inner.own.record().unpublished().await?.is_empty()
+        let Some(own) = &inner.own else {
+            return Ok(false);
+        };
+        if !own.repo.record().unpublished().await?.is_empty()
             || !inner.record.unpublished().await?.is_empty()
         {
             return Ok(true);
         }
-        let root = inner.own.record().root(Fetch::Cached).await?;
+        let root = own.repo.record().root(Fetch::Cached).await?;
         let root = root.map(|root| root.value.hash);
-        let own = inner.own.public_key();
-        let slot = self
-            .known_members()
-            .into_iter()
-            .find(|known| known.slot.repo == *own);
-        Ok(slot.is_none_or(|known| known.slot.root.map(|root| root.hash) != root))
+        let slot = inner
+            .known()
+            .get(&own.repo.public_key().to_string())
+            .cloned();
+        Ok(slot.is_none_or(|known| known.root.map(|root| root.hash) != root))
     }
 
     fn assemble(
         ctx: GroupContext,
         access: GroupAccess,
         record: GroupRecord,
-        own: Repo,
-        own_keys: KeyPair,
-        me: &str,
+        own: Option<Own>,
+        guests: Repo,
     ) -> Self {
         let psk = Psk::from_bytes(*access.locator().derive(Purpose::TunnelPsk).as_bytes());
         let peers = Peers::new(ctx.tunnels.clone(), psk, ctx.device);
@@ -349,8 +447,8 @@ impl Group {
                 access,
                 record,
                 own,
-                own_keys,
-                me: me.to_owned(),
+                guests,
+                left: Mutex::default(),
                 repos: tokio::sync::Mutex::default(),
                 known: Mutex::default(),
                 peers,
@@ -402,9 +500,14 @@ impl Group {
         Ok(metadata.map(|stamped| stamped.value.name))
     }
 
-    /// The repo that this device writes.
-    pub fn own_repo(&self) -> &Repo {
-        &self.inner.own
+    /// The repo that this device writes; none for readers and replicas.
+    pub fn own_repo(&self) -> Option<&Repo> {
+        self.inner.own.as_ref().map(|own| &own.repo)
+    }
+
+    /// What this device is in the group.
+    pub fn role(&self) -> Role {
+        Role::of(&self.inner.access)
     }
 
     /// What happens in the group from now on. A listener that falls far behind is told how many it missed.
@@ -435,6 +538,55 @@ impl Group {
             .await
             .map_err(|_| Error::Timeout { limit })?
     }
+}
+
+/// Waits until the group's record is found on the network.
+async fn find(ctx: &GroupContext, access: &GroupAccess) -> Result<GroupRecord> {
+    let record = GroupRecord::attach(&ctx.records, access.clone()).await?;
+    let readable = access.content().is_some();
+    answered(|| {
+        let record = record.clone();
+        async move {
+            let slots = record.slots(Fetch::Network).await?;
+            if !readable {
+                // The name cannot be read with these keys. Whoever made the group stands in a slot.
+                return Ok((!slots.is_empty()).then_some(()));
+            }
+            Ok(record.metadata(Fetch::Cached).await?.map(|_| ()))
+        }
+    })
+    .await?;
+    Ok(record)
+}
+
+/// Asks until there is an answer, for a minute.
+async fn answered<T, F>(ask: impl Fn() -> F) -> Result<T>
+where
+    F: Future<Output = Result<Option<T>>>,
+{
+    timeout(JOIN, async {
+        let mut pause = Duration::from_millis(500);
+        loop {
+            match ask().await {
+                Ok(Some(answer)) => return Ok(answer),
+                Ok(None) => {}
+                Err(error) if error.is_retryable() => {
+                    tracing::debug!(%error, "the group does not answer yet");
+                }
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(8));
+        }
+    })
+    .await
+    .map_err(|_| Error::GroupDoesNotAnswer)?
+}
+
+/// The guests' record, writable for whoever has a link of any kind.
+async fn guests(ctx: &GroupContext, access: &GroupAccess) -> Result<Repo> {
+    let pair = access.guests();
+    Ok(Repo::open(&ctx.repo_context(), access, pair.key(), Some(pair)).await?)
 }
 
 fn generate_keypair(ctx: &GroupContext) -> Result<KeyPair> {

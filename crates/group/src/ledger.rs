@@ -202,6 +202,25 @@ impl GroupLedger {
         Ok(())
     }
 
+    /// Takes all rows of the group away.
+    ///
+    /// # Errors
+    /// [`Error::Veilid`], [`Error::Closed`].
+    pub(crate) async fn clear(&self) -> Result<()> {
+        let mut names = Vec::new();
+        match self.ledger.rows()? {
+            Rows::Memory(rows) => {
+                names.extend(lock(&rows).keys().filter_map(|key| self.of_key(key)));
+            }
+            Rows::Table(table) => {
+                let keys = table.get_keys(COLUMN).await?;
+                names.extend(keys.iter().filter_map(|key| self.of_key(key)));
+            }
+        }
+        self.write(names.into_iter().map(|name| (name, None)).collect())
+            .await
+    }
+
     fn key(&self, name: &RowName) -> Vec<u8> {
         [&self.group[..], name].concat()
     }

@@ -1,17 +1,51 @@
 //! Who is in the group, as its slots tell it.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, fmt, sync::Arc};
 
-use dht_records::{Fetch, Slot, SlotIndex, SlotValue};
+use dht_records::{DeviceId, Fetch, GroupAccess, SlotIndex, SlotRoot, SlotValue};
 use futures::{StreamExt, stream::FuturesUnordered};
 use iroh_blobs::Hash;
 use repo::Repo;
+use serde::{Deserialize, Serialize};
 use veilid_core::PublicKey;
 
-use crate::{Error, Group, GroupEvent, Result, peers::Peer};
+use crate::{Error, Group, GroupEvent, Result, ledger::RowName, peers::Peer};
+
+/// What somebody is in a group; their keys decide it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Role {
+    /// Reads everything, and has a repo of their own.
+    Member,
+    /// Reads everything, and writes nothing.
+    Reader,
+    /// Stores, verifies and serves what it cannot read.
+    Replica,
+}
+
+impl Role {
+    pub(crate) fn of(access: &GroupAccess) -> Self {
+        match access {
+            GroupAccess::Member { .. } => Self::Member,
+            GroupAccess::Reader { .. } => Self::Reader,
+            GroupAccess::Replica { .. } => Self::Replica,
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Member => "member",
+            Self::Reader => "reader",
+            Self::Replica => "replica",
+        })
+    }
+}
 
 /// A member of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Member {
     /// Their name, where this group's keys can read it.
     pub name: Option<String>,
@@ -19,10 +53,25 @@ pub struct Member {
     pub repo: PublicKey,
     /// Whether this is the member that this device writes as.
     pub is_self: bool,
-    /// Files in their collection, as of what is here of it.
+    /// Files in their collection, as their slot states it.
     pub files: u64,
-    /// Bytes in their collection before sealing, as of what is here of it.
+    /// Bytes in their collection before sealing, as their slot states it.
     pub bytes: u64,
+    /// Devices of theirs that advertise a tunnel, this one excepted, as far as that was looked for.
+    pub tunnels: usize,
+    /// When one of their other devices last answered or published its tunnel, in seconds since 1970, as far as is known since this
+    /// device started. The second is what their clock says.
+    pub last_seen: Option<u64>,
+}
+
+/// A device that stores or reads along without a slot of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Guest {
+    /// The device.
+    pub device: DeviceId,
+    /// When it last answered or published its tunnel, as in [`Member`].
+    pub last_seen: u64,
 }
 
 /// What is known of a member from their slot.
@@ -31,7 +80,26 @@ pub(crate) struct Known {
     pub(crate) index: SlotIndex,
     /// The counter of the slot's value.
     pub(crate) counter: u64,
-    pub(crate) slot: Slot,
+    pub(crate) repo: PublicKey,
+    pub(crate) root: Option<SlotRoot>,
+    pub(crate) name: Option<String>,
+}
+
+/// The first byte of a row of this kind.
+const KIND: u8 = 3;
+const VERSION: u8 = 1;
+
+/// A row of the ledger: a member outlasts their slot, which anybody with the owner's key can overwrite.
+#[derive(Serialize, Deserialize)]
+struct Row {
+    version: u8,
+    repo: String,
+    index: u32,
+    counter: u64,
+    root: Option<SlotRoot>,
+    name: Option<String>,
+    /// They left, by their own signature.
+    left: bool,
 }
 
 impl Group {
@@ -43,40 +111,60 @@ impl Group {
         if matches!(fetch, Fetch::Network) {
             self.refresh_members().await?;
         }
+        let inner = &self.inner;
         let known: Vec<Known> = self.known_members();
         let mut members = Vec::with_capacity(known.len() + 1);
-        let own = self.own_repo().public_key().clone();
-        if !known.iter().any(|known| known.slot.repo == own) {
-            // Not advertised yet; this device knows it is there all the same.
-            members.push(self.own_member().await?);
-        }
-        for known in known {
-            if known.slot.repo == own {
-                members.push(self.own_member().await?);
-                continue;
-            }
-            let repo = self.repo(&known.slot.repo).await?;
-            let held = repo.held_root().await?;
+        if let Some(own) = inner.own.as_ref().filter(|_| !inner.has_left()) {
+            // This device knows that it is there, whether advertised yet or not.
+            let held = own.repo.held_root().await?;
             members.push(Member {
-                name: known.slot.name.clone(),
-                repo: known.slot.repo.clone(),
-                is_self: false,
+                name: Some(own.me()),
+                is_self: true,
                 files: held.as_ref().map_or(0, |root| root.files),
                 bytes: held.as_ref().map_or(0, |root| root.bytes),
+                ..self.shown(own.repo.public_key(), None, None)
             });
         }
+        members.extend(
+            known
+                .iter()
+                .filter(|known| !inner.is_own(&known.repo))
+                .map(|known| self.shown(&known.repo, known.name.clone(), known.root)),
+        );
+        members.sort_by_cached_key(|member| member.repo.to_string());
         Ok(members)
     }
 
-    async fn own_member(&self) -> Result<Member> {
-        let held = self.own_repo().held_root().await?;
-        Ok(Member {
-            name: Some(self.inner.me.clone()),
-            repo: self.own_repo().public_key().clone(),
-            is_self: true,
-            files: held.as_ref().map_or(0, |root| root.files),
-            bytes: held.as_ref().map_or(0, |root| root.bytes),
-        })
+    fn shown(&self, repo: &PublicKey, name: Option<String>, root: Option<SlotRoot>) -> Member {
+        let presence = self.inner.peers.presence(repo);
+        Member {
+            name,
+            repo: repo.clone(),
+            is_self: false,
+            files: root.map_or(0, |root| root.files),
+            bytes: root.map_or(0, |root| root.bytes),
+            tunnels: presence.devices.len(),
+            last_seen: presence.last_seen(),
+        }
+    }
+
+    /// The devices that read or store along without a slot, as far as they were looked for: readers and replicas. With
+    /// `Fetch::Network` their record is read again first.
+    ///
+    /// # Errors
+    /// With `Fetch::Network` those of the network.
+    pub async fn guests(&self, fetch: Fetch) -> Result<Vec<Guest>> {
+        let guests = &self.inner.guests;
+        let (_, complete) = self.inner.peers.of(guests, fetch).await?;
+        if !complete && matches!(fetch, Fetch::Network) {
+            tracing::debug!("not all guests could be looked for");
+        }
+        let presence = self.inner.peers.presence(guests.public_key());
+        Ok(presence
+            .devices
+            .into_iter()
+            .map(|(device, last_seen)| Guest { device, last_seen })
+            .collect())
     }
 
     pub(crate) fn known_members(&self) -> Vec<Known> {
@@ -85,11 +173,10 @@ impl Group {
 
     /// The repos of the other members.
     pub(crate) async fn other_repos(&self) -> Result<Vec<Repo>> {
-        let own = self.own_repo().public_key().clone();
         let mut repos = Vec::new();
         for known in self.known_members() {
-            if known.slot.repo != own {
-                repos.push(self.repo(&known.slot.repo).await?);
+            if !self.inner.is_own(&known.repo) {
+                repos.push(self.repo(&known.repo).await?);
             }
         }
         Ok(repos)
@@ -97,76 +184,191 @@ impl Group {
 
     /// Reads the slots from the network, and tells of what changed.
     pub(crate) async fn refresh_members(&self) -> Result<()> {
-        self.take_up_slots(Fetch::Network).await
-    }
-
-    /// Reads the slots and takes up what they say. A slot that cannot be read or whose signature is wrong changes nothing.
-    pub(crate) async fn take_up_slots(&self, fetch: Fetch) -> Result<()> {
-        let slots = self.inner.record.slots(fetch).await?;
-        let (mut changed, mut newcomer) = (false, false);
-        let mut new_roots = Vec::new();
-        {
-            let mut known = self.inner.known();
-            for (index, slot) in slots {
-                let (counter, value) = match slot {
-                    Ok(stamped) => (stamped.counter, stamped.value),
-                    Err(error) => {
-                        tracing::debug!(slot = index.get(), %error, "a slot cannot be read");
-                        continue;
-                    }
-                };
-                match value {
-                    SlotValue::Member(slot) => {
-                        let key = slot.repo.to_string();
-                        let before = known.get(&key);
-                        // A member may stand in two slots for a moment, after two writers raced; the newer root counts.
-                        let newer = before.is_none_or(|before| {
-                            root_counter(&slot) > root_counter(&before.slot)
-                                || (before.index == index && counter > before.counter)
-                        });
-                        if newer {
-                            newcomer |= before.is_none();
-                            if before.is_none_or(|b| b.slot.root != slot.root) {
-                                new_roots.push(slot.repo.clone());
-                            }
-                            changed = true;
-                            known.insert(
-                                key,
-                                Known {
-                                    index,
-                                    counter,
-                                    slot,
-                                },
-                            );
-                        }
-                    }
-                    SlotValue::Left(left) => {
-                        changed |= known.remove(&left.repo.to_string()).is_some();
-                    }
-                    // Cleared, or of a kind that only newer programs know.
-                    _ => {}
-                }
-            }
-        }
-        if changed {
-            self.inner.emit(GroupEvent::MembersChanged);
-        }
-        if newcomer {
-            self.inner.engine.newcomer();
-        }
-        if !new_roots.is_empty() {
-            self.inner.roots_changed.notify_one();
-        }
-        for repo in new_roots {
-            self.inner.emit(GroupEvent::RootChanged { repo });
+        let name = self.name(Fetch::Cached).await.ok();
+        self.take_up_slots(Fetch::Network).await?;
+        if name != self.name(Fetch::Cached).await.ok() {
+            self.inner.emit(GroupEvent::Renamed);
         }
         Ok(())
     }
 
+    /// Takes up a row of the ledger; whether it is one of this kind.
+    pub(crate) fn take_up_member(&self, row: &[u8]) -> bool {
+        let Some((&KIND, json)) = row.split_first() else {
+            return false;
+        };
+        let parsed = || -> Option<(Known, bool)> {
+            let row: Row = serde_json::from_slice(json).ok()?;
+            let known = Known {
+                index: SlotIndex::new(row.index).ok()?,
+                counter: row.counter,
+                repo: row.repo.parse().ok()?,
+                root: row.root,
+                name: row.name,
+            };
+            (row.version == VERSION).then_some((known, row.left))
+        };
+        let Some((known, left)) = parsed() else {
+            return false;
+        };
+        let key = known.repo.to_string();
+        if left {
+            self.inner.left().insert(key);
+        } else {
+            self.inner.known().insert(key, known);
+        }
+        true
+    }
+
+    /// Reads the slots and takes up what they say. A slot that cannot be read or whose signature is wrong changes nothing, and
+    /// neither does one that is gone: a member leaves by their own word alone.
+    pub(crate) async fn take_up_slots(&self, fetch: Fetch) -> Result<()> {
+        let mut read = Vec::new();
+        for (index, slot) in self.inner.record.slots(fetch).await? {
+            match slot {
+                Ok(stamped) => read.push((index, stamped.counter, stamped.value)),
+                Err(error) => tracing::debug!(slot = index.get(), %error, "a slot cannot be read"),
+            }
+        }
+        let inner = &self.inner;
+        let (mut newcomer, mut gone) = (false, Vec::new());
+        let mut new_roots = Vec::new();
+        let mut rows = Vec::new();
+        {
+            let (mut known, mut left) = (inner.known(), inner.left());
+            // First, so that an older slot of theirs does not bring them back.
+            for (index, counter, value) in &read {
+                let SlotValue::Left(leave) = value else {
+                    continue;
+                };
+                let key = leave.repo.to_string();
+                if left.insert(key.clone()) {
+                    known.remove(&key);
+                    gone.push(leave.repo.clone());
+                    let last = Known {
+                        index: *index,
+                        counter: *counter,
+                        repo: leave.repo.clone(),
+                        root: None,
+                        name: None,
+                    };
+                    rows.push(self.row(&last, true)?);
+                }
+            }
+            for (index, counter, value) in read {
+                // Cleared, or of a kind that only newer programs know.
+                let SlotValue::Member(slot) = value else {
+                    continue;
+                };
+                let key = slot.repo.to_string();
+                if left.contains(&key) {
+                    continue;
+                }
+                let before = known.get(&key);
+                // A member may stand in two slots for a moment, after two writers raced; the newer root counts.
+                let newer = before.is_none_or(|before| {
+                    root_counter(slot.root.as_ref()) > root_counter(before.root.as_ref())
+                        || (before.index == index && counter > before.counter)
+                });
+                if !newer {
+                    continue;
+                }
+                newcomer |= before.is_none();
+                if before.is_none_or(|before| before.root != slot.root) {
+                    new_roots.push(slot.repo.clone());
+                }
+                let now = Known {
+                    index,
+                    counter,
+                    repo: slot.repo,
+                    root: slot.root,
+                    name: slot.name,
+                };
+                rows.push(self.row(&now, false)?);
+                known.insert(key, now);
+            }
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = inner.ledger.write(rows).await {
+            // The record says it too, for as long as nobody overwrites it.
+            tracing::warn!(%error, "who is in the group is not written down");
+        }
+        for repo in gone {
+            self.let_go(&repo).await;
+        }
+        inner.emit(GroupEvent::MembersChanged);
+        if newcomer {
+            inner.engine.newcomer();
+        }
+        if !new_roots.is_empty() {
+            inner.roots_changed.notify_one();
+        }
+        for repo in new_roots {
+            inner.emit(GroupEvent::RootChanged { repo });
+        }
+        Ok(())
+    }
+
+    /// Writes down that this member left, before anybody else knows.
+    pub(crate) async fn mark_left(&self, repo: &PublicKey) -> Result<()> {
+        let key = repo.to_string();
+        let known = self.inner.known().get(&key).cloned();
+        let last = known.unwrap_or_else(|| Known {
+            index: SlotIndex::start_of(repo),
+            counter: 0,
+            repo: repo.clone(),
+            root: None,
+            name: None,
+        });
+        self.inner
+            .ledger
+            .write(vec![self.row(&last, true)?])
+            .await?;
+        self.inner.left().insert(key.clone());
+        self.inner.known().remove(&key);
+        Ok(())
+    }
+
+    fn row(&self, known: &Known, left: bool) -> Result<(RowName, Option<Vec<u8>>)> {
+        let row = Row {
+            version: VERSION,
+            repo: known.repo.to_string(),
+            index: known.index.get(),
+            counter: known.counter,
+            root: known.root,
+            name: known.name.clone(),
+            left,
+        };
+        let mut value = vec![KIND];
+        let json = serde_json::to_vec(&row).map_err(|e| Error::Store(e.into()))?;
+        value.extend_from_slice(&json);
+        let name = self.inner.ledger.name(KIND, &[row.repo.as_bytes()]);
+        Ok((name, Some(value)))
+    }
+
+    /// Gives up what is here of somebody who left: they took it back, and the next garbage collection does the rest.
+    async fn let_go(&self, repo: &PublicKey) {
+        if self.inner.is_own(repo) {
+            self.inner.emit(GroupEvent::Left);
+            return;
+        }
+        self.inner.reach.remove(&repo.to_string());
+        let forgotten = async {
+            self.repo(repo).await?.forget().await?;
+            self.inner.repos.lock().await.remove(repo);
+            self.forget_wanted_of(repo).await
+        };
+        if let Err(error) = forgotten.await {
+            tracing::warn!(%error, "what somebody who left had is still here");
+        }
+    }
+
     /// The repo of a member, opened once.
     pub(crate) async fn repo(&self, key: &PublicKey) -> Result<Repo> {
-        if *key == self.own_repo().public_key().clone() {
-            return Ok(self.own_repo().clone());
+        if let Some(own) = self.own_repo().filter(|own| own.public_key() == key) {
+            return Ok(own.clone());
         }
         let mut repos = self.inner.repos.lock().await;
         if let Some(repo) = repos.get(key) {
@@ -198,9 +400,9 @@ impl Group {
         let mut files = HashSet::new();
         if !repo.is_writable() {
             // Lists open only under this group's keys, but anybody can name any file in theirs.
-            for entry in repo.list().await? {
-                free.remove(&entry.blob);
-                files.insert(entry.blob);
+            for blob in repo.blobs().await? {
+                free.remove(&blob);
+                files.insert(blob);
             }
         }
         self.inner.reach.set(&name, root.hash, free, files);
@@ -220,29 +422,39 @@ impl Group {
     }
 }
 
-fn root_counter(slot: &Slot) -> u64 {
-    slot.root.as_ref().map_or(0, |root| root.counter)
+fn root_counter(root: Option<&SlotRoot>) -> u64 {
+    root.map_or(0, |root| root.counter)
 }
 
-/// The other members' devices. A member whose tunnels cannot be read now is left out.
-pub(crate) async fn devices(group: &Group, fetch: Fetch) -> Vec<Arc<Peer>> {
-    let repos = match group.other_repos().await {
+/// All other devices: those of the other members, this member's own, and the guests. And whether that is sure to be all: of whose tunnels
+/// cannot be read now, those that were known before are given.
+pub(crate) async fn devices(group: &Group, fetch: Fetch) -> (Vec<Arc<Peer>>, bool) {
+    let mut repos = match group.other_repos().await {
         Ok(repos) => repos,
         Err(error) => {
             tracing::debug!(%error, "the members cannot be read");
-            return Vec::new();
+            return (Vec::new(), false);
         }
     };
+    repos.extend(group.own_repo().cloned());
+    repos.push(group.inner.guests.clone());
     let mut asked: FuturesUnordered<_> = repos
         .iter()
         .map(|repo| group.inner.peers.of(repo, fetch))
         .collect();
     let mut devices = Vec::new();
+    let mut complete = true;
     while let Some(found) = asked.next().await {
         match found {
-            Ok(found) => devices.extend(found),
-            Err(error) => tracing::debug!(%error, "a member's tunnels cannot be read"),
+            Ok((found, all)) => {
+                devices.extend(found);
+                complete &= all;
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a member's tunnels cannot be read");
+                complete = false;
+            }
         }
     }
-    devices
+    (devices, complete)
 }

@@ -1,8 +1,8 @@
 //! The devices of the other members, and the tunnels to them.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -44,6 +44,19 @@ pub(crate) struct Peers {
     psk: Psk,
     own_device: DeviceId,
     known: Mutex<HashMap<PeerId, Arc<Peer>>>,
+    presence: Mutex<HashMap<PublicKey, Presence>>,
+}
+
+/// The other devices that advertise a tunnel in a repo, as far as that was looked for, and when each was last seen.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Presence {
+    pub(crate) devices: BTreeMap<DeviceId, u64>,
+}
+
+impl Presence {
+    pub(crate) fn last_seen(&self) -> Option<u64> {
+        self.devices.values().max().copied()
+    }
 }
 
 impl Peers {
@@ -52,15 +65,56 @@ impl Peers {
             tunnels,
             psk,
             own_device,
-            known: Mutex::new(HashMap::new()),
+            known: Mutex::default(),
+            presence: Mutex::default(),
         }
     }
 
-    /// The devices that advertise a tunnel in `repo`, this one excepted.
-    pub(crate) async fn of(&self, repo: &Repo, fetch: Fetch) -> Result<Vec<Arc<Peer>>> {
-        let tunnels = repo.record().tunnels(fetch).await?;
+    fn presences(&self) -> MutexGuard<'_, HashMap<PublicKey, Presence>> {
+        self.presence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who was seen in a repo.
+    pub(crate) fn presence(&self, repo: &PublicKey) -> Presence {
+        self.presences().get(repo).cloned().unwrap_or_default()
+    }
+
+    /// A device answered.
+    pub(crate) fn heard(&self, peer: &PeerId, now: u64) {
+        let mut presences = self.presences();
+        let seen = presences
+            .get_mut(&peer.repo)
+            .and_then(|presence| presence.devices.get_mut(&peer.device));
+        if let Some(seen) = seen {
+            *seen = now.max(*seen);
+        }
+    }
+
+    /// The devices that advertise a tunnel in `repo`, this one excepted. And whether that is sure to be all: where the network does not
+    /// tell, those that were known before are given.
+    pub(crate) async fn of(&self, repo: &Repo, fetch: Fetch) -> Result<(Vec<Arc<Peer>>, bool)> {
+        let mut tunnels = Vec::new();
+        let complete = match repo.record().tunnels(fetch).await {
+            Ok(read) => {
+                let failed = read.iter().filter_map(|(_, tunnel)| tunnel.as_ref().err());
+                let complete = !failed.into_iter().any(dht_records::Error::is_retryable);
+                tunnels = read;
+                complete
+            }
+            // Nobody ever published there.
+            Err(dht_records::Error::RecordNotFound) => true,
+            Err(error) if fetch == Fetch::Network && error.is_retryable() => {
+                tracing::debug!(%error, "a member's tunnels cannot be read");
+                false
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if !complete && fetch == Fetch::Network {
+            tunnels.extend(repo.record().tunnels(Fetch::Cached).await?);
+        }
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let mut peers = Vec::new();
+        let mut presence = Presence::default();
         for (_, tunnel) in tunnels {
             // One that cannot be read does not stop the others.
             let Ok(tunnel) = tunnel.map(|stamped| stamped.value) else {
@@ -73,6 +127,7 @@ impl Peers {
                 repo: repo.public_key().clone(),
                 device: tunnel.device,
             };
+            presence.devices.insert(tunnel.device, tunnel.published_at);
             let peer = known.entry(id.clone()).or_insert_with(|| {
                 let source = RepoRoute {
                     record: repo.record().clone(),
@@ -83,9 +138,18 @@ impl Peers {
                     session: self.tunnels.connect(self.psk.clone(), Arc::new(source)),
                 })
             });
-            peers.push(peer.clone());
+            if !peers.iter().any(|known| Arc::ptr_eq(known, peer)) {
+                peers.push(peer.clone());
+            }
         }
-        Ok(peers)
+        drop(known);
+        let mut presences = self.presences();
+        let before = presences.remove(repo.public_key()).unwrap_or_default();
+        for (device, seen) in &mut presence.devices {
+            *seen = (*seen).max(before.devices.get(device).copied().unwrap_or(0));
+        }
+        presences.insert(repo.public_key().clone(), presence);
+        Ok((peers, complete))
     }
 
     /// Ends all sessions.

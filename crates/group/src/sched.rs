@@ -72,6 +72,8 @@ pub(crate) struct Want {
     pub(crate) like: Option<Hash>,
     /// What is not here yet.
     pub(crate) missing: ChunkRanges,
+    /// All of it is fetched, whatever is here.
+    pub(crate) whole: bool,
 }
 
 /// What a holder is known to have of a blob.
@@ -95,6 +97,7 @@ struct Blob {
     limit: u64,
     /// What nobody is working on.
     todo: ChunkRanges,
+    whole: bool,
     users: u32,
     state: FetchState,
     rounds: u32,
@@ -113,6 +116,8 @@ pub(crate) struct Part {
     /// The known size of the blob.
     pub(crate) size: Option<u64>,
     pub(crate) limit: u64,
+    /// As in [`Want`].
+    pub(crate) whole: bool,
     done: bool,
 }
 
@@ -219,6 +224,7 @@ impl Scheduler {
                 claimed: None,
                 limit: want.limit,
                 todo: want.missing,
+                whole: want.whole,
                 users: 1,
                 state: FetchState::Queued,
                 rounds: 0,
@@ -486,6 +492,8 @@ impl Scheduler {
             return;
         }
         blob.todo = missing;
+        // It may have been a lie.
+        blob.claimed = None;
         blob.state = FetchState::Fetching;
     }
 
@@ -553,7 +561,20 @@ impl Blob {
     }
 
     fn all(&self) -> ChunkRanges {
-        ChunkRanges::bytes(0..self.size.unwrap_or(self.limit).max(1))
+        let claimed = self.claimed.filter(|_| self.kind == Kind::Blob);
+        let size = self.size.or(claimed).unwrap_or(self.limit);
+        ChunkRanges::bytes(0..size.max(1))
+    }
+
+    /// A holder says how large it is. Where nothing else does, that decides how it is cut; the store finds out whether it was true.
+    fn claim(&mut self, size: u64) {
+        if self.claimed.is_some() || size > self.limit {
+            return;
+        }
+        self.claimed = Some(size);
+        if self.size.is_none() {
+            self.todo &= self.all();
+        }
     }
 }
 

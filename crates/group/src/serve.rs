@@ -95,6 +95,12 @@ impl Reach {
         roots.truncate(2);
     }
 
+    /// What the repo named `repo` reaches is told to nobody any more.
+    pub(crate) fn remove(&self, repo: &str) {
+        let mut by_repo = self.by_repo.write().unwrap_or_else(PoisonError::into_inner);
+        by_repo.remove(repo);
+    }
+
     /// Whether `repo` is known to be at `root`.
     pub(crate) fn is_at(&self, repo: &str, root: &Hash) -> bool {
         self.read()

@@ -2,24 +2,28 @@
 
 use std::{
     collections::HashMap,
+    io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+use dht_records::Fetch;
 use futures::{
     StreamExt,
     stream::{self, FuturesUnordered},
 };
-use iroh_blobs::Hash;
+use iroh_blobs::{Hash, api::blobs::BlobStatus};
+use repo::{Repo, seal::Layout};
 use veilid_core::PublicKey;
 
 use crate::{
     Error, Group, Result,
-    engine::Ticket,
-    files::{sealed_size, wanted_blob},
+    engine::{Ticket, Wanted},
+    files::wanted_blob,
     progress::{OnProgress, Reporter},
+    sched::Kind,
 };
 
 /// Files of one member that are wanted at once: the most that a holder is asked about in one question, half of which is renewed
@@ -39,7 +43,7 @@ pub struct SyncProgress {
     pub files_total: u64,
     /// Verified bytes that are on this device, sealed as they travel.
     pub bytes_done: u64,
-    /// All bytes, sealed as they travel.
+    /// All bytes, sealed as they travel. A replica does not know the size of what is not here yet, which does not count then.
     pub bytes_total: u64,
 }
 
@@ -87,7 +91,7 @@ impl Group {
     pub async fn sync_all(&self, on_progress: Option<OnSync>) -> Result<SyncReport> {
         self.look_around().await;
         let members: Vec<PublicKey> = self
-            .members(dht_records::Fetch::Cached)
+            .members(Fetch::Cached)
             .await?
             .into_iter()
             .map(|member| member.repo)
@@ -98,10 +102,15 @@ impl Group {
             .collect();
         let mut syncs = stream::iter(syncs).buffered(MEMBERS);
         let mut report = SyncReport::default();
+        let mut failed = None;
         while let Some(repo) = syncs.next().await {
-            report.repos.push(repo?);
+            match repo {
+                Ok(repo) => report.repos.push(repo),
+                // The others go on: dropping them would take back what they want.
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
-        Ok(report)
+        failed.map_or(Ok(report), Err)
     }
 
     /// As [`sync_all`](Self::sync_all), for one member.
@@ -130,16 +139,12 @@ impl Group {
         member: &PublicKey,
         on_progress: Option<OnSync>,
     ) -> Result<RepoSync> {
-        let own = member == self.own_repo().public_key();
-        let collection = if own {
-            Ok(())
-        } else {
-            self.sync_collection(member).await
-        };
+        let collection = self.sync_collection(member).await;
         let mut report = self.files_here(member, on_progress.as_ref()).await?;
         if report.missing.is_empty() {
             report.emit();
-            return Ok(report.into_sync(collection.err()));
+            let error = collection.err().or(report.error.take());
+            return Ok(report.into_sync(error));
         }
         // Before the first byte, so that it goes on after a crash.
         let waiting = self.begin_wanting(member, None).await?;
@@ -152,7 +157,8 @@ impl Group {
             }
         };
         waiting.end(error.is_none()).await?;
-        Ok(report.into_sync(collection.err().or(error)))
+        let error = collection.err().or(error).or(report.error.take());
+        Ok(report.into_sync(error))
     }
 
     /// Brings all files of a member here, as far as their collection is.
@@ -163,41 +169,92 @@ impl Group {
     ) -> Result<RepoSync> {
         let mut report = self.files_here(member, on_progress).await?;
         let error = self.bring_missing(&mut report).await?;
+        let error = error.or(report.error.take());
         Ok(report.into_sync(error))
     }
 
     /// Looks which files of a member are here. Needs no network.
     async fn files_here(&self, member: &PublicKey, on_progress: Option<&OnSync>) -> Result<Files> {
         let repo = self.repo(member).await?;
+        let own = self.inner.is_own(member);
         let mut files = Files {
             repo: member.clone(),
             counts: Arc::default(),
             files_total: 0,
             bytes_total: 0,
             missing: Vec::new(),
+            error: None,
             on_progress: on_progress.cloned(),
         };
         let mut seen: HashMap<Hash, bool> = HashMap::new();
-        for entry in repo.list().await? {
-            let size = sealed_size(&entry)?;
-            files.files_total += 1;
-            files.bytes_total = files.bytes_total.saturating_add(size);
-            let here = match seen.get(&entry.blob) {
+        let (all, error) = self.wanted_of(&repo).await?;
+        files.error = error;
+        for mut wanted in all {
+            let here = match seen.get(&wanted.hash) {
                 Some(here) => *here,
                 None => {
-                    let here = self.is_here(&entry).await?;
-                    seen.insert(entry.blob, here);
+                    let here = self.inner.engine.is_here(wanted.hash, Kind::Blob).await?;
+                    seen.insert(wanted.hash, here);
                     here
                 }
             };
+            // What lies here and did not come from this group is fetched like what is not here: everybody knows when a member
+            // synchronises, and could tell from what they do not ask for.
+            wanted.whole = !own && !self.inner.held.contains(&wanted.hash);
+            let here = here && !wanted.whole;
+            if here && wanted.size.is_none() {
+                let status = self.inner.ctx.store.status(wanted.hash).await;
+                if let BlobStatus::Complete { size } =
+                    status.map_err(|e| Error::Store(io::Error::other(e)))?
+                {
+                    wanted.size = Some(size);
+                }
+            }
+            let size = wanted.size.unwrap_or(0);
+            files.files_total += 1;
+            files.bytes_total = files.bytes_total.saturating_add(size);
             if here {
                 files.counts.files.fetch_add(1, Ordering::Relaxed);
                 files.counts.bytes.fetch_add(size, Ordering::Relaxed);
             } else {
-                files.missing.push(entry);
+                files.missing.push(wanted);
             }
         }
         Ok(files)
+    }
+
+    /// What is to be fetched of a member, and the error of those files that nobody can have. For a replica the blobs, each once, whose
+    /// sizes it does not know.
+    async fn wanted_of(&self, repo: &Repo) -> Result<(Vec<Wanted>, Option<Error>)> {
+        if self.inner.access.content().is_some() {
+            let (mut all, mut first) = (Vec::new(), None);
+            for entry in repo.list().await? {
+                match wanted_blob(&entry) {
+                    Ok(wanted) => all.push(wanted),
+                    // A member can write any size into their list.
+                    Err(error) => first = first.or(Some(error)),
+                }
+            }
+            return Ok((all, first));
+        }
+        let key = repo.public_key().to_string();
+        let stated = self.inner.known().get(&key).and_then(|known| known.root);
+        // No file is larger than all of them.
+        let limit = Layout::of_plain(stated.map_or(0, |root| root.bytes))
+            .map_err(repo::Error::from)?
+            .sealed_len();
+        let blobs = repo.blobs().await?.into_iter();
+        let all = blobs
+            .map(|hash| Wanted {
+                hash,
+                kind: Kind::Blob,
+                size: None,
+                limit,
+                like: None,
+                whole: false,
+            })
+            .collect();
+        Ok((all, None))
     }
 
     /// Fetches what is missing, a window at a time. Gives the first error of those files that could not be had.
@@ -209,9 +266,8 @@ impl Group {
         loop {
             if under_way.len() <= WINDOW / 2 {
                 let more: Vec<_> = missing.by_ref().take(WINDOW - under_way.len()).collect();
-                let wanted = more.iter().map(wanted_blob).collect::<Result<Vec<_>>>()?;
-                let tickets = self.inner.engine.want(&wanted).await?;
-                for (ticket, wanted) in tickets.into_iter().zip(wanted) {
+                let tickets = self.inner.engine.want(&more).await?;
+                for (ticket, wanted) in tickets.into_iter().zip(more) {
                     let size = wanted.size.unwrap_or(0);
                     under_way.push(wait(ticket, files.reporter(size), size));
                 }
@@ -255,7 +311,9 @@ struct Files {
     counts: Arc<Counts>,
     files_total: u64,
     bytes_total: u64,
-    missing: Vec<repo::Entry>,
+    missing: Vec<Wanted>,
+    /// Why some can never be had.
+    error: Option<Error>,
     on_progress: Option<OnSync>,
 }
 

@@ -1,19 +1,33 @@
 //! What goes on in the background: publishing, listening, watching, serving.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use dht_records::{Fetch, SLOTS, SlotIndex, SlotRoot, SlotValue};
-use tokio::time::timeout;
+use futures::{StreamExt, stream::FuturesUnordered};
+use tokio::time::{Instant, timeout};
+use veilid_core::PublicKey;
 
-use crate::{Error, Group, GroupEvent, Result, engine, serve, wanted};
+use crate::{Error, Group, GroupEvent, Result, engine, own::Own, serve, wanted};
 
 /// First pause after something did not work; it doubles up to `LONGEST_PAUSE`.
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// What another device of this member wrote and nobody can give holds up what this one publishes for so long.
+const OVERRULE: Duration = Duration::from_secs(600);
 /// How often a slot is sought anew when others took it first.
 const RACES: usize = 16;
 /// A healthy group looks after itself so often even when nothing seems to change.
 const ROUND: Duration = Duration::from_secs(300);
+/// Collections that are fetched at the same time.
+const COLLECTIONS: usize = 16;
+/// How long one of them may take until another is given its place.
+const COLLECT: Duration = Duration::from_secs(300);
+/// How often the group's records are looked after, about.
+const REPUBLISH: Duration = Duration::from_secs(60 * 60);
 
 pub(crate) fn start(group: &Group) {
     let tasks = &group.inner.tasks;
@@ -21,8 +35,10 @@ pub(crate) fn start(group: &Group) {
         Task::Publish,
         Task::Listen,
         Task::Watch,
+        Task::Collect,
         Task::Fetch,
         Task::Want,
+        Task::KeepAlive,
     ] {
         let group = group.clone();
         tasks.spawn(async move {
@@ -32,8 +48,10 @@ pub(crate) fn start(group: &Group) {
                     Task::Publish => keep_published(&group).await,
                     Task::Listen => keep_listening(&group).await,
                     Task::Watch => keep_watching(&group).await,
+                    Task::Collect => keep_collecting(&group).await,
                     Task::Fetch => engine::run(&group).await,
                     Task::Want => wanted::keep_fetching(&group).await,
+                    Task::KeepAlive => keep_alive(&group).await,
                 }
             };
             tokio::select! {
@@ -48,8 +66,10 @@ enum Task {
     Publish,
     Listen,
     Watch,
+    Collect,
     Fetch,
     Want,
+    KeepAlive,
 }
 
 pub(crate) async fn stop(group: &Group, limit: Duration) {
@@ -57,7 +77,7 @@ pub(crate) async fn stop(group: &Group, limit: Duration) {
     inner.cancel.cancel();
     engine::close(&inner.engine);
     let listener = inner.listener.lock().await.take();
-    let withdraw = async { inner.own.withdraw_tunnel().await.map(|_| ()) };
+    let withdraw = async { inner.seat().withdraw_tunnel().await.map(|_| ()) };
     let close = async {
         if let Some(listener) = listener {
             listener.close().await;
@@ -94,12 +114,13 @@ async fn online(group: &Group) -> Result<()> {
 async fn keep_published(group: &Group) {
     let inner = &group.inner;
     let mut pause = PAUSE;
+    let mut unmerged = None;
     loop {
         if online(group).await.is_err() {
             return;
         }
         let target = *inner.changes.borrow();
-        match publish(group).await {
+        match publish(group, &mut unmerged).await {
             Ok(()) => {
                 pause = PAUSE;
                 inner
@@ -121,21 +142,47 @@ async fn keep_published(group: &Group) {
     }
 }
 
-async fn publish(group: &Group) -> Result<()> {
+async fn publish(group: &Group, since: &mut Option<Instant>) -> Result<()> {
     let inner = &group.inner;
+    let Ok(own) = inner.writer() else {
+        return Ok(());
+    };
+    merge(group, own, since).await?;
     // Before anybody learns of a root, it is served.
-    group.refresh_reach(&inner.own).await?;
-    let _ = inner.own.publish().await?.or_failure()?;
+    group.refresh_reach(&own.repo).await?;
+    let _ = own.repo.publish().await?.or_failure()?;
     let _ = inner.record.publish().await?.or_failure()?;
-    advertise(group).await
+    // Another device of this member may have been first.
+    merge(group, own, since).await?;
+    advertise(group, own).await
+}
+
+/// Merges what this member's other devices published. What cannot be had for long is overruled: whoever wrote it merges when they are
+/// back.
+async fn merge(group: &Group, own: &Own, since: &mut Option<Instant>) -> Result<()> {
+    while own.repo.unmerged().await?.is_some() {
+        let Err(error) = group.sync_collection(own.repo.public_key()).await else {
+            *since = None;
+            continue;
+        };
+        let waited = since.get_or_insert_with(Instant::now).elapsed();
+        if waited < OVERRULE {
+            return Err(error);
+        }
+        tracing::warn!(%error, "what another device of this member wrote cannot be had, and is overruled");
+        own.repo.overrule().await?;
+    }
+    *since = None;
+    Ok(())
 }
 
 /// Sees to it that this member stands in a slot, with their newest root.
-async fn advertise(group: &Group) -> Result<()> {
+async fn advertise(group: &Group, writer: &Own) -> Result<()> {
     let inner = &group.inner;
-    let own = inner.own.public_key().clone();
+    let own = writer.repo.public_key().clone();
     for _ in 0..RACES {
-        let root = inner.own.record().root(Fetch::Cached).await?;
+        let me = writer.me();
+        let root = writer.repo.record().root(Fetch::Cached).await?;
         let root = root.map(|root| SlotRoot {
             hash: root.value.hash,
             counter: root.counter,
@@ -143,8 +190,12 @@ async fn advertise(group: &Group) -> Result<()> {
             files: root.value.files,
         });
         group.take_up_slots(Fetch::Network).await?;
+        if inner.has_left() {
+            return Ok(());
+        }
         let slots = inner.record.slots(Fetch::Cached).await?;
-        let mut taken = std::collections::BTreeSet::new();
+        let mut taken = BTreeSet::new();
+        let mut farewells = BTreeSet::new();
         let mut mine = None;
         for (index, slot) in &slots {
             match slot.as_ref().map(|stamped| &stamped.value) {
@@ -152,7 +203,11 @@ async fn advertise(group: &Group) -> Result<()> {
                     // Two slots of one member: the first stands.
                     mine = mine.or(Some((*index, slot.clone())));
                 }
-                Ok(SlotValue::Empty | SlotValue::Left(_)) => {}
+                Ok(SlotValue::Empty) => {}
+                // Others who were away have to see it.
+                Ok(SlotValue::Left(_)) => {
+                    farewells.insert(index.get());
+                }
                 // What cannot be read may be somebody's.
                 _ => {
                     taken.insert(index.get());
@@ -161,7 +216,7 @@ async fn advertise(group: &Group) -> Result<()> {
         }
         let index = match &mine {
             Some((index, slot))
-                if slot.root == root && slot.name.as_deref() == Some(inner.me.as_str()) =>
+                if slot.root == root && slot.name.as_deref() == Some(me.as_str()) =>
             {
                 let index = index.get();
                 if inner.record.unpublished().await?.contains(&index) {
@@ -173,13 +228,19 @@ async fn advertise(group: &Group) -> Result<()> {
                 return Ok(());
             }
             Some((index, _)) => *index,
-            None => free_slot(SlotIndex::start_of(&own), &taken).ok_or(Error::GroupFull {
-                slots: SLOTS as usize,
-            })?,
+            None => {
+                let start = SlotIndex::start_of(&own);
+                let untouched = &taken | &farewells;
+                free_slot(start, &untouched)
+                    .or_else(|| free_slot(start, &taken))
+                    .ok_or(Error::GroupFull {
+                        slots: SLOTS as usize,
+                    })?
+            }
         };
         let slot = inner
             .record
-            .sign_slot(index, &inner.own_keys, root, Some(&inner.me))
+            .sign_slot(index, &writer.keys, root, Some(&me))
             .await?;
         inner
             .record
@@ -192,7 +253,7 @@ async fn advertise(group: &Group) -> Result<()> {
 }
 
 /// The first slot from `start` on, around the end, that is not taken.
-fn free_slot(start: SlotIndex, taken: &std::collections::BTreeSet<u32>) -> Option<SlotIndex> {
+fn free_slot(start: SlotIndex, taken: &BTreeSet<u32>) -> Option<SlotIndex> {
     let mut index = start;
     loop {
         if !taken.contains(&index.get()) {
@@ -270,11 +331,12 @@ async fn keep_listening(group: &Group) {
 }
 
 async fn publish_route(group: &Group, route: &[u8]) -> Result<()> {
-    let _ = group.inner.own.publish_tunnel(route).await?.or_failure()?;
+    let seat = group.inner.seat();
+    let _ = seat.publish_tunnel(route).await?.or_failure()?;
     Ok(())
 }
 
-/// Watches the group's record, and brings here what the others change in their collections.
+/// Watches the group's record.
 async fn keep_watching(group: &Group) {
     let inner = &group.inner;
     let mut pause = PAUSE;
@@ -293,11 +355,12 @@ async fn keep_watching(group: &Group) {
     };
     pause = PAUSE;
     loop {
-        let all = match group.refresh_members().await {
+        let read = match group.refresh_members().await {
             Ok(()) => {
                 // Another member may have taken this one's slot.
                 inner.dirty.notify_one();
-                group.sync_collections().await
+                pause = PAUSE;
+                true
             }
             Err(error) => {
                 tracing::debug!(%error, "the members cannot be read now");
@@ -305,13 +368,138 @@ async fn keep_watching(group: &Group) {
             }
         };
         tokio::select! {
-            changed = watch.next() => match changed {
-                Some(_) => pause = PAUSE,
-                None => return,
+            changed = watch.next() => if changed.is_none() {
+                return;
             },
-            () = inner.roots_changed.notified() => pause = PAUSE,
-            // What could not be had is looked for again: whoever has it may be back without any change to see.
-            () = tokio::time::sleep(pause), if !all => pause = (pause * 2).min(LONGEST_PAUSE),
+            () = tokio::time::sleep(pause), if !read => pause = (pause * 2).min(LONGEST_PAUSE),
+        }
+        // Whoever changed something is there, and may have what was missing.
+        inner.roots_changed.notify_one();
+    }
+}
+
+/// A collection that could not be had, and when that is tried again.
+struct Late {
+    due: Instant,
+    pause: Duration,
+}
+
+/// Brings here what the members change in their collections. Nobody who is slow holds up the others.
+async fn keep_collecting(group: &Group) {
+    let inner = &group.inner;
+    let mut under_way = FuturesUnordered::new();
+    let mut busy: HashSet<PublicKey> = HashSet::new();
+    let mut late: HashMap<PublicKey, Late> = HashMap::new();
+    // What is here of each member, as far as it was looked for.
+    let mut here: HashMap<PublicKey, [u8; 32]> = HashMap::new();
+    if online(group).await.is_err() {
+        return;
+    }
+    loop {
+        let now = Instant::now();
+        let mut next = None;
+        for known in group.known_members() {
+            let Some(root) = known.root.map(|root| root.hash) else {
+                continue;
+            };
+            let due = late.get(&known.repo).map(|late| late.due);
+            if busy.contains(&known.repo) || here.get(&known.repo) == Some(&root) {
+                continue;
+            }
+            if due.is_some_and(|due| due > now) {
+                next = next.min(due).or(due);
+                continue;
+            }
+            if under_way.len() >= COLLECTIONS {
+                break;
+            }
+            busy.insert(known.repo.clone());
+            under_way.push(collect(group, known.repo, root));
+        }
+        tokio::select! {
+            () = inner.roots_changed.notified() => {
+                for late in late.values_mut() {
+                    *late = Late { due: now, pause: PAUSE };
+                }
+            }
+            // Whoever has it may be back without any change to see.
+            () = until(next) => {}
+            Some((repo, root, done)) = under_way.next(), if !under_way.is_empty() => {
+                busy.remove(&repo);
+                if done {
+                    late.remove(&repo);
+                    here.insert(repo, root);
+                } else {
+                    let pause = late.get(&repo).map_or(PAUSE, |late| late.pause);
+                    let due = Instant::now() + pause;
+                    let pause = (pause * 2).min(LONGEST_PAUSE);
+                    late.insert(repo, Late { due, pause });
+                }
+            }
         }
     }
+}
+
+async fn collect(group: &Group, repo: PublicKey, root: [u8; 32]) -> (PublicKey, [u8; 32], bool) {
+    let done = match timeout(COLLECT, group.sync_collection(&repo)).await {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a member's collection cannot be had now");
+            false
+        }
+        Err(_) => {
+            tracing::debug!("a member's collection cannot be had in time");
+            false
+        }
+    };
+    (repo, root, done)
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Sees to it that the network keeps the group's records, whoever wrote them: storage nodes forget what nobody asks for.
+async fn keep_alive(group: &Group) {
+    let inner = &group.inner;
+    // After what comes with a start, and not all devices of a group at once.
+    let mut wait = REPUBLISH.mul_f64(0.02 + 0.08 * share());
+    loop {
+        tokio::time::sleep(wait).await;
+        if online(group).await.is_err() {
+            return;
+        }
+        let mut lost = inner.record.republish().await;
+        let mut repos = group.other_repos().await.unwrap_or_default();
+        repos.extend(group.own_repo().cloned());
+        repos.push(inner.guests.clone());
+        for repo in repos {
+            let more = repo.record().republish().await;
+            lost = match (lost, more) {
+                (Ok(lost), Ok(more)) => Ok(lost + more),
+                // Nobody ever published there.
+                (lost, Err(dht_records::Error::RecordNotFound)) => lost,
+                (Err(error), _) | (_, Err(error)) => Err(error),
+            };
+        }
+        wait = match lost {
+            Ok(lost) => {
+                tracing::debug!(lost, "the group's records were looked after");
+                REPUBLISH.mul_f64(0.8 + 0.4 * share())
+            }
+            Err(error) => {
+                tracing::debug!(%error, "not all of the group's records could be looked after");
+                REPUBLISH.mul_f64(0.1)
+            }
+        };
+    }
+}
+
+/// A number between 0 and 1, at random.
+fn share() -> f64 {
+    let random = getrandom::u32().unwrap_or(u32::MAX / 2);
+    f64::from(random) / f64::from(u32::MAX)
 }

@@ -1,7 +1,7 @@
 //! What is wanted and not here yet: a queue that outlives the process, and goes on by itself when somebody has it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -56,6 +56,8 @@ struct Item {
     repo: PublicKey,
     path: Option<EntryPath>,
     since: u64,
+    /// Wanted until it is here: not only for as long as somebody waits for it.
+    kept: bool,
     /// Callers who wait for it themselves.
     waiting: usize,
     /// Being fetched in the background.
@@ -71,6 +73,8 @@ struct Item {
 pub(crate) struct Queue {
     items: Mutex<BTreeMap<Key, Item>>,
     changed: Notify,
+    /// Held while rows are written, so that none is replaced by an older one.
+    writing: tokio::sync::Mutex<()>,
 }
 
 fn key(repo: &PublicKey, path: Option<&EntryPath>) -> Key {
@@ -83,6 +87,7 @@ impl Item {
             repo,
             path,
             since,
+            kept: true,
             waiting: 0,
             running: false,
             cancel: CancellationToken::new(),
@@ -136,6 +141,7 @@ impl Group {
     /// # Errors
     /// [`Error::NoSuchMember`]; [`repo::Error::NoSuchFile`] within [`Error::Repo`]; [`Error::TooManyWanted`]; those of the local disk.
     pub async fn want(&self, member: &PublicKey, path: &EntryPath) -> Result<()> {
+        self.check_readable()?;
         let repo = self.repo_of(member).await?;
         let entry = repo.entry(path).await?.ok_or(repo::Error::NoSuchFile)?;
         if !self.is_here(&entry).await? {
@@ -174,11 +180,50 @@ impl Group {
         };
         item.cancel.cancel();
         self.inner.queue.changed.notify_one();
-        self.inner
-            .ledger
-            .write(vec![(self.row_name(&key), None)])
-            .await?;
+        self.write_down(&[key]).await?;
         Ok(true)
+    }
+
+    /// Nothing of a member is wanted any more.
+    pub(crate) async fn forget_wanted_of(&self, member: &PublicKey) -> Result<()> {
+        let member = member.to_string();
+        let mut gone = Vec::new();
+        self.inner.queue.lock().retain(|key, item| {
+            if key.0 != member {
+                return true;
+            }
+            item.cancel.cancel();
+            gone.push(key.clone());
+            false
+        });
+        self.inner.queue.changed.notify_one();
+        self.write_down(&gone).await
+    }
+
+    /// Writes down what is in the queue of these by now, or that they are not.
+    async fn write_down(&self, keys: &[Key]) -> Result<()> {
+        let _one_at_a_time = self.inner.queue.writing.lock().await;
+        let mut rows = Vec::with_capacity(keys.len());
+        for key in keys {
+            let since = self.inner.queue.lock().get(key).map(|item| item.since);
+            let value = match since {
+                None => None,
+                Some(since) => {
+                    let row = Row {
+                        version: VERSION,
+                        repo: key.0.clone(),
+                        path: key.1.clone(),
+                        since,
+                    };
+                    let mut value = vec![KIND];
+                    let json = serde_json::to_vec(&row).map_err(|e| Error::Store(e.into()))?;
+                    value.extend_from_slice(&json);
+                    Some(value)
+                }
+            };
+            rows.push((self.row_name(key), value));
+        }
+        self.inner.ledger.write(rows).await
     }
 
     fn row_name(&self, (repo, path): &Key) -> RowName {
@@ -188,7 +233,7 @@ impl Group {
             .name(KIND, &[repo.as_bytes(), path.as_bytes()])
     }
 
-    /// Puts something into the queue, durably, and counts `waiting` callers who wait for it.
+    /// Puts something into the queue, durably, for good or for `waiting` callers who wait for it.
     async fn enqueue(
         &self,
         member: &PublicKey,
@@ -197,31 +242,31 @@ impl Group {
     ) -> Result<()> {
         let key = key(member, path);
         let since = self.inner.ctx.clock.now();
-        {
+        let new = {
             let mut items = self.inner.queue.lock();
-            if let Some(item) = items.get_mut(&key) {
-                item.waiting += waiting;
-                return Ok(());
+            let full = items.len() >= MAX_WANTED;
+            match items.entry(key.clone()) {
+                Entry::Occupied(mut item) => {
+                    let item = item.get_mut();
+                    item.waiting += waiting;
+                    item.kept |= waiting == 0;
+                    false
+                }
+                Entry::Vacant(_) if full => {
+                    return Err(Error::TooManyWanted { limit: MAX_WANTED });
+                }
+                Entry::Vacant(place) => {
+                    let mut item = Item::new(member.clone(), path.cloned(), since);
+                    item.waiting = waiting;
+                    item.kept = waiting == 0;
+                    place.insert(item);
+                    true
+                }
             }
-            if items.len() >= MAX_WANTED {
-                return Err(Error::TooManyWanted { limit: MAX_WANTED });
-            }
-            let mut item = Item::new(member.clone(), path.cloned(), since);
-            item.waiting = waiting;
-            items.insert(key.clone(), item);
-        }
-        let row = Row {
-            version: VERSION,
-            repo: key.0.clone(),
-            path: key.1.clone(),
-            since,
         };
-        let mut value = vec![KIND];
-        let json = serde_json::to_vec(&row).map_err(|e| Error::Store(e.into()))?;
-        value.extend_from_slice(&json);
-        let name = self.row_name(&key);
-        let written = self.inner.ledger.write(vec![(name, Some(value))]).await;
-        if written.is_err() {
+        // Also what was there before: whoever put it there may not have got so far.
+        let written = self.write_down(std::slice::from_ref(&key)).await;
+        if written.is_err() && new {
             self.inner.queue.lock().remove(&key);
         }
         written
@@ -245,10 +290,7 @@ impl Group {
 
     async fn dequeue(&self, key: &Key) -> Result<()> {
         if self.inner.queue.lock().remove(key).is_some() {
-            self.inner
-                .ledger
-                .write(vec![(self.row_name(key), None)])
-                .await?;
+            self.write_down(std::slice::from_ref(key)).await?;
         }
         Ok(())
     }
@@ -266,10 +308,12 @@ impl Waiting {
     pub(crate) async fn end(mut self, here: bool) -> Result<()> {
         self.ended = true;
         if here {
-            self.group.dequeue(&self.key).await
-        } else {
-            Ok(())
+            return self.group.dequeue(&self.key).await;
         }
+        if let Some(item) = self.group.inner.queue.lock().get_mut(&self.key) {
+            item.kept = true;
+        }
+        Ok(())
     }
 }
 
@@ -284,15 +328,15 @@ impl Drop for Waiting {
         if item.waiting > 0 {
             return;
         }
-        if self.ended {
+        // Not the caller gives it up where the group stops.
+        if self.ended || item.kept || self.group.inner.cancel.is_cancelled() {
             item.due = Instant::now() + item.pause;
         } else if let Some(item) = items.remove(&self.key) {
             // The caller gave it up.
             item.cancel.cancel();
             let (group, key) = (self.group.clone(), self.key.clone());
             self.group.inner.tasks.spawn(async move {
-                let name = group.row_name(&key);
-                if let Err(error) = group.inner.ledger.write(vec![(name, None)]).await {
+                if let Err(error) = group.write_down(&[key]).await {
                     tracing::debug!(%error, "what is not wanted any more is still written down");
                 }
             });

@@ -18,7 +18,7 @@ pub use self::{
 };
 pub(crate) use self::{
     codec::is_media_type,
-    load::{Shape, blobs},
+    load::{Shape, blobs, file_blobs},
 };
 
 use iroh_blobs::Hash;

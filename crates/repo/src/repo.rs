@@ -18,7 +18,7 @@ use veilid_core::{CRYPTO_KIND_VLD0, Crypto, KeyPair, PublicKey};
 
 use crate::{
     Clock, Entry, EntryPath, Error, Existing, FileReader, Result,
-    collection::{Contents, EntryKeys, Record, Shape, Version, blobs},
+    collection::{Contents, EntryKeys, Record, Shape, Version, blobs, file_blobs},
     export,
     import::{Imported, OnProgress, import, media_type},
     seal::FileKeys,
@@ -409,6 +409,25 @@ impl Repo {
             Some(root) => Ok(self.inner.store.reachable(root).await?),
             None => Ok(Vec::new()),
         }
+    }
+
+    /// The blobs of all files of the held collection, here or not, each once. Needs no keys.
+    ///
+    /// # Errors
+    /// [`Error::Collection`], [`Error::Store`].
+    pub async fn blobs(&self) -> Result<Vec<Hash>> {
+        let Some(root) = self.held_hash().await? else {
+            return Ok(Vec::new());
+        };
+        let mut blobs = if self.inner.keys.is_some() {
+            let contents = self.contents().await?;
+            contents.files().map(|entry| entry.blob).collect()
+        } else {
+            file_blobs(&self.inner.store, root).await?
+        };
+        blobs.sort_unstable();
+        blobs.dedup();
+        Ok(blobs)
     }
 
     /// Takes over a collection that was fetched: its root and all shards have to be here, files need not. Keep it with

@@ -86,7 +86,7 @@ pub(crate) struct Inner {
     attachment: watch::Receiver<Attachment>,
     pub(crate) events: Arc<Events>,
     pub(crate) cancel: CancellationToken,
-    tasks: TaskTracker,
+    pub(crate) tasks: TaskTracker,
     lock: Mutex<Option<File>>,
 }
 

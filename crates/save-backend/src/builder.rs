@@ -182,9 +182,14 @@ impl BackendBuilder {
         };
         let mut groups = Vec::new();
         let mut broken = Vec::new();
-        for (id, secrets) in state.groups().await? {
-            let loaded = match secrets {
-                Ok(secrets) => Group::load(context.clone(), &secrets)
+        let mut endings = Vec::new();
+        for (id, remembered) in state.groups().await? {
+            let loaded = match remembered {
+                Ok(ending) if ending.ending.is_some() => {
+                    endings.push(ending);
+                    continue;
+                }
+                Ok(remembered) => Group::load(context.clone(), &remembered.secrets)
                     .await
                     .map_err(Error::from),
                 Err(error) => Err(error),
@@ -220,6 +225,7 @@ impl BackendBuilder {
         for group in groups {
             backend.adopt(group).await;
         }
+        backend.go_on_ending(endings).await;
         Ok(backend)
     }
 

@@ -22,6 +22,15 @@ pub enum Error {
         /// The kind that is needed.
         wanted: &'static str,
     },
+    /// This device left the group, and the others could not be told yet. Try again when there is a connection.
+    #[error("this device is still leaving the group")]
+    StillLeaving,
+    /// This device does not hold what such a link would give away.
+    #[error("this device cannot give out a {kind} link of this group")]
+    LinkNotHeld {
+        /// The kind that was asked for.
+        kind: &'static str,
+    },
     /// The device is not on the Veilid network, or did not get there in time. Retry when there is a connection.
     #[error("not on the network within {} s", waited.as_secs())]
     Offline {
@@ -175,7 +184,7 @@ impl Error {
     /// Whether the same call can succeed later without a change by the caller.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Offline { .. } | Self::KeyringUnavailable { .. } => true,
+            Self::Offline { .. } | Self::KeyringUnavailable { .. } | Self::StillLeaving => true,
             Self::Group(e) => e.is_retryable(),
             Self::Records(e) => e.is_retryable(),
             Self::Store(e) => e.is_retryable(),

@@ -33,6 +33,16 @@ pub enum EventKind {
         /// Which.
         group: GroupId,
     },
+    /// This device is in a group no more: it left, or forgot it.
+    GroupRemoved {
+        /// Which.
+        group: GroupId,
+    },
+    /// The others know that this device's member left a group, and nothing is left of it here.
+    GroupLeft {
+        /// Which.
+        group: GroupId,
+    },
     /// Something in a group.
     Group {
         /// Which.

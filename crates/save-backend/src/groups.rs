@@ -2,15 +2,15 @@
 
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
-use dht_records::{Fetch, GroupAccess};
-use group::{FetchProgress, FetchState, Group, GroupSecrets, ListedFile, Member};
+use dht_records::{Fetch, GroupAccess, GroupSecret, LocatorKey};
+use group::{FetchProgress, FetchState, Group, GroupSecrets, Guest, ListedFile, Member, Role};
 use repo::{Entry, EntryPath, FileReader, Source, WriteOptions};
-use veilid_core::{PublicKey, VeilidAPIError};
+use veilid_core::{BareSecretKey, KeyPair, PublicKey, VeilidAPIError};
 
 use crate::{Backend, Error, EventKind, Link, LinkAccess, LinkError, LinkKind, Result};
 
 /// The longest name of a group, in bytes.
-const LONGEST_GROUP_NAME: usize = 200;
+pub(crate) const LONGEST_GROUP_NAME: usize = 200;
 
 /// Which group: its public key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,6 +50,8 @@ pub struct GroupInfo {
     pub name: Option<String>,
     /// How many members are known here, this device's own included.
     pub members: usize,
+    /// What this device is in it.
+    pub role: Role,
     /// Whether this device can write into it.
     pub writable: bool,
     /// Whether something that was written here is not published yet.
@@ -131,31 +133,49 @@ impl Backend {
         self.take_in(group, &secrets).await
     }
 
-    /// Joins the group of a member link under the name `me`. Joining a group that the device is in already changes nothing.
+    /// Joins the group of a link, as what the link grants: as a member under the name `me`, as a reader, as a replica, or as one more
+    /// device of the member whose device link it is. Joining a group that the device is in already changes nothing.
     ///
     /// # Errors
-    /// [`Error::Link`], [`Error::LinkKind`], [`Error::InvalidName`]; [`group::Error::GroupDoesNotAnswer`] within
+    /// [`Error::Link`], [`Error::LinkKind`], [`Error::InvalidName`], [`Error::StillLeaving`]; [`group::Error::GroupDoesNotAnswer`] within
     /// [`Error::Group`] when nobody on the network knows the group; nothing is remembered then.
     pub async fn join_group(&self, link: &Link, me: &str) -> Result<GroupInfo> {
         check_name("member's name", me, dht_records::MAX_NAME)?;
-        let access = self.access(link)?;
+        let (access, repo) = self.access(link)?;
         let id = GroupId(access.public_key());
         let _one_at_a_time = self.inner.joining.lock().await;
         if let Ok(group) = self.group(&id) {
             return Ok(info(&id, &group).await);
         }
+        self.check_not_ending(&id).await?;
         let (group, secrets) = tokio::select! {
             () = self.inner.cancel.cancelled() => return Err(Error::Stopped),
-            joined = Group::join(self.inner.context.clone(), access, me) => joined?,
+            joined = async {
+                let context = self.inner.context.clone();
+                match repo {
+                    Some(repo) => Group::join_as_device(context, access, repo).await,
+                    None => Group::join(context, access, me).await,
+                }
+            } => joined?,
         };
         self.take_in(group, &secrets).await
+    }
+
+    /// Whoever is still leaving a group cannot join it: what is left of the first time would take the second away.
+    async fn check_not_ending(&self, id: &GroupId) -> Result<()> {
+        let state = self.inner.state.read().await;
+        let state = state.as_ref().ok_or(Error::Stopped)?;
+        match state.remembered(id.public_key()).await? {
+            Some(remembered) if remembered.ending.is_some() => Err(Error::StillLeaving),
+            _ => Ok(()),
+        }
     }
 
     /// Remembers a group before anybody can learn of it, and starts it. Stopping waits for this, and nothing comes in after it.
     async fn take_in(&self, group: Group, secrets: &GroupSecrets) -> Result<GroupInfo> {
         let state = self.inner.state.read().await;
         let state = state.as_ref().ok_or(Error::Stopped)?;
-        state.save_group(secrets).await?;
+        state.save_group(secrets, None).await?;
         let id = GroupId(group.public_key());
         self.adopt(group.clone()).await;
         self.inner
@@ -164,16 +184,8 @@ impl Backend {
         Ok(info(&id, &group).await)
     }
 
-    fn access(&self, link: &Link) -> Result<GroupAccess> {
-        match link.access() {
-            LinkAccess::Member { .. } => {}
-            _ => {
-                return Err(Error::LinkKind {
-                    got: link.kind().as_str(),
-                    wanted: LinkKind::Member.as_str(),
-                });
-            }
-        }
+    /// The keys in a link: the group's, and a repo's if there is one.
+    fn access(&self, link: &Link) -> Result<(GroupAccess, Option<KeyPair>)> {
         let crypto = self.inner.api.crypto()?;
         link.verify(|pair| {
             crypto.get(pair.kind()).is_some_and(|system| {
@@ -182,8 +194,33 @@ impl Backend {
                     .unwrap_or(false)
             })
         })?;
-        let owner = link.owner().ok_or(LinkError::KeyMismatch)?;
-        Ok(GroupAccess::Member { owner })
+        let owner = || link.owner().ok_or(LinkError::KeyMismatch);
+        Ok(match link.access() {
+            LinkAccess::Member { .. } => (GroupAccess::Member { owner: owner()? }, None),
+            LinkAccess::Device {
+                repo, repo_secret, ..
+            } => {
+                let secret = BareSecretKey::new(&*repo_secret);
+                let repo = KeyPair::new_from_parts(repo, secret);
+                (GroupAccess::Member { owner: owner()? }, Some(repo))
+            }
+            LinkAccess::Reader { group, secret } => {
+                let secret = GroupSecret::from_bytes(*secret);
+                let public = group;
+                (GroupAccess::Reader { public, secret }, None)
+            }
+            LinkAccess::Replica { group, locator } => {
+                let locator = LocatorKey::from_bytes(*locator);
+                let public = group;
+                (GroupAccess::Replica { public, locator }, None)
+            }
+            LinkAccess::Server { .. } => {
+                return Err(Error::LinkKind {
+                    got: link.kind().as_str(),
+                    wanted: LinkKind::Member.as_str(),
+                });
+            }
+        })
     }
 
     /// The groups of this device, from what is known here.
@@ -211,21 +248,42 @@ impl Backend {
             .ok_or(Error::GroupNotFound)
     }
 
-    /// A link that lets others into the group. Whoever has it has what it grants; it cannot be taken back.
+    /// A link into the group. Whoever has it has what it grants; it cannot be taken back. A device gives out what it holds itself or less:
+    /// a reader no member links, a replica nothing but replica links.
     ///
     /// # Errors
-    /// [`Error::GroupNotFound`]; [`Error::LinkKind`] for kinds that are not given out yet.
+    /// [`Error::GroupNotFound`]; [`Error::LinkNotHeld`]; [`Error::LinkKind`] for server links, which are no group's.
     pub async fn link(&self, id: &GroupId, kind: LinkKind) -> Result<Link> {
         let group = self.group(id)?;
-        let wrong = || Error::LinkKind {
-            got: kind.as_str(),
-            wanted: LinkKind::Member.as_str(),
+        let access = group.access();
+        let not_held = || Error::LinkNotHeld {
+            kind: kind.as_str(),
         };
-        if kind != LinkKind::Member {
-            return Err(wrong());
-        }
-        let owner = group.access().owner().ok_or_else(wrong)?;
-        Ok(Link::member(&owner.key(), &owner.secret())?)
+        let public = access.public_key();
+        Ok(match kind {
+            LinkKind::Member => {
+                let owner = access.owner().ok_or_else(not_held)?;
+                Link::member(&public, &owner.secret())?
+            }
+            LinkKind::Device => {
+                let owner = access.owner().ok_or_else(not_held)?;
+                let state = self.inner.state.read().await;
+                let state = state.as_ref().ok_or(Error::Stopped)?;
+                let own = state.secrets_of(&public).await?.own.ok_or_else(not_held)?;
+                Link::device(&public, &owner.secret(), &own.repo)?
+            }
+            LinkKind::Reader => {
+                let secret = access.secret().ok_or_else(not_held)?;
+                Link::reader(&public, secret.as_bytes())?
+            }
+            LinkKind::Replica => Link::replica(&public, access.locator().as_bytes())?,
+            LinkKind::Server => {
+                return Err(Error::LinkKind {
+                    got: kind.as_str(),
+                    wanted: LinkKind::Member.as_str(),
+                });
+            }
+        })
     }
 
     /// The members of a group; with `refresh`, their slots are read from the network first.
@@ -234,6 +292,15 @@ impl Backend {
     /// [`Error::GroupNotFound`]; with `refresh` those of the network.
     pub async fn members(&self, id: &GroupId, refresh: bool) -> Result<Vec<Member>> {
         Ok(self.group(id)?.members(freshness(refresh)).await?)
+    }
+
+    /// The devices that read or store along in a group without a slot: readers and replicas. With `refresh`, their record is read from
+    /// the network first.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`]; with `refresh` those of the network.
+    pub async fn guests(&self, id: &GroupId, refresh: bool) -> Result<Vec<Guest>> {
+        Ok(self.group(id)?.guests(freshness(refresh)).await?)
     }
 
     /// Calls a member and says how long the answer took.
@@ -370,12 +437,13 @@ async fn info(id: &GroupId, group: &Group) -> GroupInfo {
         id: id.clone(),
         name,
         members,
-        writable: group.access().owner().is_some(),
+        role: group.role(),
+        writable: group.own_repo().is_some(),
         unpublished: group.has_unpublished(),
     }
 }
 
-fn check_name(what: &'static str, name: &str, longest: usize) -> Result<()> {
+pub(crate) fn check_name(what: &'static str, name: &str, longest: usize) -> Result<()> {
     let reason = if name.trim().is_empty() {
         "it is empty"
     } else if name.len() > longest {

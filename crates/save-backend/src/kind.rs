@@ -45,6 +45,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Link(_) | Self::LinkKind { .. } => ErrorKind::Link,
+            Self::LinkNotHeld { .. } | Self::StillLeaving => ErrorKind::Refused,
             Self::Offline { .. } => ErrorKind::Offline,
             Self::GroupNotFound | Self::NoSuchFile => ErrorKind::NotFound,
             Self::Ambiguous { .. } => ErrorKind::Ambiguous,
@@ -77,7 +78,10 @@ fn group_kind(error: &group::Error) -> ErrorKind {
         E::Repo(error) => repo_kind(error),
         E::StoreAdapter(error) => store_kind(error),
         E::Store(error) => io_kind(error),
-        E::GroupFull { .. } | E::ReadOnly | E::TooManyWanted { .. } => ErrorKind::Refused,
+        E::GroupFull { .. } | E::ReadOnly | E::Unreadable | E::Left | E::TooManyWanted { .. } => {
+            ErrorKind::Refused
+        }
+        E::NameTooLong { .. } => ErrorKind::Invalid,
         E::NoSuchMember => ErrorKind::NotFound,
         // A tunnel fails because its other end is not there, or not any more.
         E::Tunnel(_)

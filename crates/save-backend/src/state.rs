@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use dht_records::{DeviceId, GroupAccess};
-use group::GroupSecrets;
+use data_encoding::HEXLOWER;
+use dht_records::{DeviceId, GroupAccess, GroupSecret, LocatorKey};
+use group::{GroupSecrets, OwnSecrets};
 use serde::{Deserialize, Serialize};
 use store_adapter::{Protection, Secrets};
 use veilid_core::{KeyPair, PublicKey, TableDB, VeilidAPI};
@@ -18,6 +19,8 @@ const TABLE: &str = "save_dweb_state_v1";
 const COLUMN: u32 = 0;
 const DEVICE: &[u8] = b"device";
 const GROUP: &[u8] = b"group/";
+/// The version of a group's row.
+const VERSION: u32 = 2;
 
 /// The table of what this device remembers.
 pub(crate) struct State {
@@ -35,21 +38,52 @@ pub(crate) struct Rekey {
     pub(crate) old: Protection,
 }
 
-/// The keys of a group, as they are sealed.
+/// The keys of a group, as they are sealed. Version 1 knew members only.
 #[derive(Serialize, Deserialize)]
 struct StoredGroup {
     version: u32,
-    /// The owner's key pair in Veilid's text form.
-    owner: String,
+    /// The owner's key pair in Veilid's text form, which members have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
+    /// The group's public key, and the secret in hex, which readers have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reader: Option<(String, String)>,
+    /// The group's public key, and the locator key in hex, which replicas have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replica: Option<(String, String)>,
     /// The own repo's key pair in Veilid's text form.
-    repo: String,
-    me: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    repo: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    me: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ending: Option<Ending>,
+}
+
+/// How a group comes to its end on this device. Remembered until it has, over restarts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Ending {
+    /// The others are told first.
+    Leave,
+    /// Nobody is told.
+    Forget,
+}
+
+/// A group that is remembered.
+#[derive(Debug)]
+pub(crate) struct Remembered {
+    pub(crate) secrets: GroupSecrets,
+    pub(crate) ending: Option<Ending>,
 }
 
 impl Drop for StoredGroup {
     fn drop(&mut self) {
         self.owner.zeroize();
         self.repo.zeroize();
+        for (_, secret) in [&mut self.reader, &mut self.replica].into_iter().flatten() {
+            secret.zeroize();
+        }
     }
 }
 
@@ -177,28 +211,62 @@ impl State {
         Ok(device)
     }
 
-    /// Remembers a group.
-    pub(crate) async fn save_group(&self, secrets: &GroupSecrets) -> Result<()> {
-        let owner = secrets.access.owner().ok_or(Error::StateDamaged {
-            what: "a group without its owner key",
-        })?;
-        let stored = StoredGroup {
-            version: 1,
-            owner: owner.to_string(),
-            repo: secrets.repo.to_string(),
-            me: secrets.me.clone(),
+    /// Remembers a group, and how it ends if it does.
+    pub(crate) async fn save_group(
+        &self,
+        secrets: &GroupSecrets,
+        ending: Option<Ending>,
+    ) -> Result<()> {
+        let access = &secrets.access;
+        let mut stored = StoredGroup {
+            version: VERSION,
+            owner: None,
+            reader: None,
+            replica: None,
+            repo: secrets.own.as_ref().map(|own| own.repo.to_string()),
+            me: secrets.own.as_ref().map(|own| own.me.clone()),
+            ending,
         };
+        match access {
+            GroupAccess::Member { owner } => stored.owner = Some(owner.to_string()),
+            GroupAccess::Reader { public, secret } => {
+                let secret = HEXLOWER.encode(secret.as_bytes());
+                stored.reader = Some((public.to_string(), secret));
+            }
+            GroupAccess::Replica { public, locator } => {
+                let locator = HEXLOWER.encode(locator.as_bytes());
+                stored.replica = Some((public.to_string(), locator));
+            }
+        }
         let json =
             Zeroizing::new(
                 serde_json::to_vec(&stored).map_err(|_| Error::StateDamaged {
                     what: "a group's keys",
                 })?,
             );
-        self.store(&row(&secrets.access.public_key()), &json).await
+        self.store(&row(&access.public_key()), &json).await
+    }
+
+    /// Forgets a group for good.
+    pub(crate) async fn remove_group(&self, group: &PublicKey) -> Result<()> {
+        self.table.delete(COLUMN, row(group).into()).await?;
+        Ok(self.table.cleanup().await?)
+    }
+
+    /// What is remembered of a group.
+    pub(crate) async fn remembered(&self, group: &PublicKey) -> Result<Option<Remembered>> {
+        let json = self.load(&row(group)).await?;
+        json.map(|json| decode(&json)).transpose()
+    }
+
+    /// The keys of a group that is remembered.
+    pub(crate) async fn secrets_of(&self, group: &PublicKey) -> Result<GroupSecrets> {
+        let remembered = self.remembered(group).await?;
+        Ok(remembered.ok_or(Error::GroupNotFound)?.secrets)
     }
 
     /// All groups that are remembered, by their keys; one whose row does not open does not stop the others.
-    pub(crate) async fn groups(&self) -> Result<Vec<(String, Result<GroupSecrets>)>> {
+    pub(crate) async fn groups(&self) -> Result<Vec<(String, Result<Remembered>)>> {
         let mut groups = Vec::new();
         for key in self.table.get_keys(COLUMN).await? {
             let Some(id) = key.strip_prefix(GROUP) else {
@@ -239,23 +307,49 @@ fn row(group: &PublicKey) -> Vec<u8> {
     [GROUP, group.to_string().as_bytes()].concat()
 }
 
-fn decode(json: &[u8]) -> Result<GroupSecrets> {
+fn decode(json: &[u8]) -> Result<Remembered> {
     let damaged = || Error::StateDamaged {
         what: "a group's keys",
     };
     let stored: StoredGroup = serde_json::from_slice(json).map_err(|_| damaged())?;
-    if stored.version != 1 {
+    if !(1..=VERSION).contains(&stored.version) {
         return Err(Error::StateDamaged {
             what: "a group's keys of an unknown version",
         });
     }
     let pair = |text: &str| text.parse::<KeyPair>().map_err(|_| damaged());
-    Ok(GroupSecrets {
-        access: GroupAccess::Member {
-            owner: pair(&stored.owner)?,
+    let secret = |text: &str| -> Result<[u8; 32]> {
+        let bytes = Zeroizing::new(HEXLOWER.decode(text.as_bytes()).map_err(|_| damaged())?);
+        bytes.as_slice().try_into().map_err(|_| damaged())
+    };
+    let access = match (&stored.owner, &stored.reader, &stored.replica) {
+        (Some(owner), None, None) => GroupAccess::Member {
+            owner: pair(owner)?,
         },
-        repo: pair(&stored.repo)?,
-        me: stored.me.clone(),
+        (None, Some((public, text)), None) => GroupAccess::Reader {
+            public: public.parse().map_err(|_| damaged())?,
+            secret: GroupSecret::from_bytes(secret(text)?),
+        },
+        (None, None, Some((public, text))) => GroupAccess::Replica {
+            public: public.parse().map_err(|_| damaged())?,
+            locator: LocatorKey::from_bytes(secret(text)?),
+        },
+        _ => return Err(damaged()),
+    };
+    let own = match (&stored.repo, &stored.me) {
+        (Some(repo), Some(me)) => Some(OwnSecrets {
+            repo: pair(repo)?,
+            me: me.clone(),
+        }),
+        (None, None) => None,
+        _ => return Err(damaged()),
+    };
+    if own.is_some() != access.owner().is_some() {
+        return Err(damaged());
+    }
+    Ok(Remembered {
+        secrets: GroupSecrets { access, own },
+        ending: stored.ending,
     })
 }
 

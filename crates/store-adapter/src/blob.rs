@@ -6,6 +6,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use bao_tree::{ChunkNum, ChunkRanges};
@@ -165,13 +166,26 @@ impl Drop for Changing<'_> {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Work {
     pub(crate) partial: Option<Partial>,
     /// What the store's totals say of this blob: its bytes, if the index has it.
     pub(crate) counted: Option<u64>,
     /// Bytes that came since the last time that everything was written down.
     pub(crate) unwritten: u64,
+    /// Not before then, unless nothing more comes: writing down takes its share of the time and no more.
+    pub(crate) write_again: Instant,
+}
+
+impl Default for Work {
+    fn default() -> Self {
+        Self {
+            partial: None,
+            counted: None,
+            unwritten: 0,
+            write_again: Instant::now(),
+        }
+    }
 }
 
 /// The bytes of a blob that is not complete.

@@ -5,6 +5,7 @@ use std::{
     io,
     num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -34,6 +35,8 @@ const KEPT_BLOBS: usize = 12 * 1024;
 const KEPT_FILES: usize = 64;
 /// Pages of hash trees in memory, 64 KiB at most each.
 const KEPT_PAGES: usize = 96;
+/// A partial blob to which more is coming is written down again after so many times as long as that took.
+const WRITE_PAUSE: u32 = 4;
 /// Groups that all exports together may read ahead.
 const AHEAD: usize = 512;
 
@@ -543,6 +546,7 @@ impl Core {
 
     /// Writes down what is there of a partial blob: first the bytes, then the claim.
     pub(crate) async fn write_down(&self, blob: &Blob, work: &mut Work) -> Result<()> {
+        let begin = Instant::now();
         let view = blob.view();
         let Some(entry) = view.entry.filter(|entry| !entry.complete) else {
             return Ok(());
@@ -595,6 +599,8 @@ impl Core {
         }
         work.counted = Some(here);
         work.unwritten = 0;
+        let end = Instant::now();
+        work.write_again = end + (end - begin) * WRITE_PAUSE;
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::{
     collections::hash_map::Entry::{Occupied, Vacant},
     mem,
     sync::Arc,
+    time::Instant,
 };
 
 use bao_tree::io::BaoContentItem;
@@ -31,8 +32,8 @@ use crate::{
 
 /// Pieces from elsewhere that are taken together.
 const PIECES: usize = 64;
-/// What may be lost of a download when the process dies, beside what comes in while it is written down.
-const UNWRITTEN: u64 = 1024 * 1024;
+/// So many bytes of a download are worth being written down at once.
+const WORTHWHILE: u64 = 256 * 1024;
 
 /// Takes verified pieces of a blob from elsewhere. What came is kept if the other side stops.
 pub(crate) async fn import_bao(
@@ -106,7 +107,11 @@ async fn take_pieces(
             if !items.is_empty() {
                 take(core, blob, &mut work, size, items).await?;
             }
-            let due = (!open && work.unwritten > 0) || work.unwritten >= UNWRITTEN;
+            let due = if open {
+                work.unwritten >= WORTHWHILE && Instant::now() >= work.write_again
+            } else {
+                work.unwritten > 0
+            };
             if due && work.partial.is_some() {
                 core.write_down(blob, &mut work).await?;
             }

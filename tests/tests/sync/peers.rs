@@ -204,7 +204,7 @@ impl Device {
     /// The key of this device's own repo.
     pub fn repo(&self, id: &GroupId) -> PublicKey {
         let group = self.backend.group(id).unwrap();
-        group.own_repo().public_key().clone()
+        group.own_repo().unwrap().public_key().clone()
     }
 
     pub fn access(&self, id: &GroupId) -> GroupAccess {

@@ -208,6 +208,52 @@ impl Record {
         Ok(published)
     }
 
+    /// Sees to it that the network still has what is known here. Gives how many subkeys it had lost.
+    pub(crate) async fn republish(&self) -> Result<usize> {
+        // Opening anew makes Veilid look after all copies, but not those of a record that it made itself in this session.
+        self.core.reopen().await?;
+        let on_network = match self.core.inspect().await {
+            Ok(report) => network_seqs(&report).collect(),
+            Err(Error::RecordNotFound) => BTreeMap::new(),
+            Err(error) => return Err(error),
+        };
+        let mut round = Round::default();
+        let mut lost = 0;
+        for subkey in self.known().await? {
+            let Some(row) = self.row(subkey, true).await?.filter(Cached::has_value) else {
+                continue;
+            };
+            if row.published && row.seq.is_some() && on_network.get(&subkey).copied() < row.seq {
+                lost += 1;
+                // What others wrote is theirs to send, and Veilid's to keep: two who send it at once would only meet.
+                if row.own && self.writable() {
+                    round.todo.insert(subkey, row.seq);
+                }
+            }
+        }
+        if !round.todo.is_empty() {
+            let _publishing = self.core.publishing.lock().await;
+            self.mark_lost(round.todo.keys().copied()).await?;
+            // What does not get through now stays queued for `publish`.
+            let _outcomes = self.push(round, Vec::new()).await?;
+        }
+        Ok(lost)
+    }
+
+    /// What the network lost has to be sent again.
+    async fn mark_lost(&self, subkeys: impl Iterator<Item = u32>) -> Result<()> {
+        let _rows = self.core.rows.lock().await;
+        for subkey in subkeys {
+            if let Some(mut row) = self.row(subkey, true).await?
+                && row.published
+            {
+                row.published = false;
+                self.store(subkey, &row).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Publishes again what the network rolled back, and what has to stand above a contested number. What does not get
     /// through stays queued for `publish`.
     pub(super) async fn restore(&self, subkeys: Vec<u32>) {

@@ -106,6 +106,19 @@ impl Core {
         Ok(())
     }
 
+    /// Closes the record and opens it again, which makes Veilid look whether the network still has it. Watches live on.
+    pub(super) async fn reopen(&self) -> Result<()> {
+        {
+            let mut open = self.open.lock().await;
+            if std::mem::take(&mut *open) {
+                let context = self.inner.api.routing_context()?;
+                context.close_dht_record(self.key.clone()).await?;
+                self.watchers.died();
+            }
+        }
+        self.ensure_open(None).await
+    }
+
     /// Closes the record and ends its watches. The next call that needs the network opens it again.
     pub(crate) async fn close(&self) {
         self.watchers.end();

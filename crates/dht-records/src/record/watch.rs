@@ -55,6 +55,10 @@ impl Watchers {
         self.tell(|news| news.look = true);
     }
 
+    pub(crate) fn died(&self) {
+        self.tell(|news| news.died = true);
+    }
+
     pub(crate) fn end(&self) {
         self.tell(|news| news.ended = true);
     }

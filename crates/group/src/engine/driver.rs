@@ -99,8 +99,8 @@ impl Driver<'_> {
         let fresh = std::mem::take(&mut self.engine.lock().fresh);
         if fresh && self.taken_up.is_none_or(|at| at.elapsed() >= TAKE_UP) {
             self.taken_up = Some(Instant::now());
-            let peers = members::devices(self.group, Fetch::Cached).await;
-            take_up(&self.inner, &self.engine, peers, true);
+            let (peers, complete) = members::devices(self.group, Fetch::Cached).await;
+            take_up(&self.inner, &self.engine, peers, complete);
         }
         self.look_around();
         loop {
@@ -221,7 +221,7 @@ impl Driver<'_> {
             let mut state = engine.lock();
             match answer {
                 Ok(Ok(holdings)) => {
-                    inner.ignore().heard(&peer.id);
+                    inner.heard(&peer.id);
                     let now = engine.now();
                     state.scheduler.answered(holder, &holdings, now);
                 }
@@ -269,11 +269,10 @@ impl Driver<'_> {
         );
         self.jobs.spawn(async move {
             if !recent {
-                let peers = timeout(LOOK, members::devices(&group, Fetch::Network)).await;
-                let complete = peers.is_ok();
-                let peers = match peers {
-                    Ok(peers) => peers,
-                    Err(_) => members::devices(&group, Fetch::Cached).await,
+                let found = timeout(LOOK, members::devices(&group, Fetch::Network)).await;
+                let (peers, complete) = match found {
+                    Ok(found) => found,
+                    Err(_) => (members::devices(&group, Fetch::Cached).await.0, false),
                 };
                 take_up(&group.inner, &engine, peers, complete);
             }
@@ -330,7 +329,7 @@ async fn check(inner: Arc<Inner>, engine: Arc<Engine>, hash: Hash, kind: Kind) {
         let Some(size) = size else {
             return Ok::<_, Error>(Some(ChunkRanges::empty()));
         };
-        let (missing, _) = engine.missing(hash, size).await?;
+        let (missing, _) = engine.missing(hash, kind, size).await?;
         Ok(Some(missing))
     };
     let outcome = outcome.await;

@@ -32,7 +32,9 @@ use crate::{
 };
 
 /// Chunk groups on their way to the store, for one stream.
-const ON_THE_WAY: usize = 8;
+const ON_THE_WAY: usize = 4;
+/// Of a larger file it is written down at once that it was obtained in this group, in bytes; of others when they are complete.
+const WORTH_A_MARK: u64 = 1024 * 1024;
 /// The longest description of what a holder has, in bytes.
 const LONGEST_RANGES: u64 = 256 * 1024;
 /// No list of names that comes with a collection is larger, in bytes.
@@ -149,6 +151,9 @@ impl Job<'_> {
     }
 
     async fn still_missing(&self, part: &Part) -> Result<ChunkRanges, Failure> {
+        if part.whole {
+            return Ok(part.ranges.clone());
+        }
         let here = self.engine.store.blobs().observe(part.hash).await;
         let here = here.map_err(|e| Failure::Store(io::Error::other(e)))?;
         Ok(&part.ranges - &here.ranges)
@@ -170,7 +175,7 @@ impl Job<'_> {
                     part.hash,
                     missing,
                     (part.size, part.limit),
-                    part.hash,
+                    (part.hash, part.kind == Kind::Blob),
                     reader,
                 )
                 .await?;
@@ -183,19 +188,20 @@ impl Job<'_> {
             if let Some(names) = names {
                 let all = ChunkRanges::bytes(0..LONGEST_NAMES);
                 let limits = (None, LONGEST_NAMES);
-                reader = self.receive(names, all, limits, part.hash, reader).await?;
+                let of = (part.hash, false);
+                reader = self.receive(names, all, limits, of, reader).await?;
             }
         }
         Ok(reader)
     }
 
-    /// Receives some ranges of a blob; what is verified of it counts for the blob `of`.
+    /// Receives some ranges of a blob; what is verified of it counts for the blob `of`, which is a file or not.
     async fn receive(
         &self,
         hash: Hash,
         ranges: ChunkRanges,
         limits: (Option<u64>, u64),
-        of: Hash,
+        (of, is_file): (Hash, bool),
         mut reader: BlobRecv,
     ) -> Result<BlobRecv, Failure> {
         let mut header = [0; 8];
@@ -225,7 +231,6 @@ impl Job<'_> {
         let tree = BaoTree::new(got, IROH_BLOCK_SIZE);
         let stream = RecvStreamAsyncStreamReader::new(reader);
         let mut decoder = ResponseDecoder::new(hash.into(), ranges, tree, stream);
-        let known_size = limits.0.is_some();
         let mut any = false;
         let received = loop {
             match decoder.next().await {
@@ -246,9 +251,14 @@ impl Job<'_> {
                     if bytes > 0 {
                         if !any {
                             any = true;
-                            if known_size {
-                                // A file. Whoever sends a true byte of it has it.
+                            if is_file {
+                                // Whoever sends a true byte of it has it.
                                 self.inner.held.obtained(hash);
+                                if got > WORTH_A_MARK {
+                                    // Without the mark, all of it would be fetched once more after a crash.
+                                    let written = self.inner.held.write(&self.inner.ledger).await;
+                                    written.map_err(|e| Failure::Store(io::Error::other(e)))?;
+                                }
                             }
                         }
                         self.engine.came(self.start.task, of, bytes);

@@ -144,6 +144,7 @@ fn part(hash: Hash, blob: &Blob, ranges: ChunkRanges) -> Part {
         ranges,
         size: blob.size,
         limit: blob.limit,
+        whole: blob.whole,
         done: false,
     }
 }
@@ -181,7 +182,7 @@ fn new_work(s: &Scheduler, id: HolderId) -> Option<Vec<Part>> {
             bytes += size;
             batch.push(part(*hash, blob, can));
         } else if batch.is_empty() {
-            let ranges = match (blob.kind, blob.size) {
+            let ranges = match (blob.kind, blob.size.or(blob.claimed)) {
                 (Kind::Blob, Some(_)) => first(&can, piece / CHUNK),
                 // How it could be cut is not known.
                 _ => can,

@@ -101,7 +101,7 @@ impl Scheduler {
                     asked: now,
                 },
                 Holding::Complete { size } => {
-                    blob.claimed = blob.claimed.or(Some(*size));
+                    blob.claim(*size);
                     Has::All
                 }
             };

@@ -98,6 +98,7 @@ impl World {
             limit: size,
             like: None,
             missing: &full(size) - &here,
+            whole: false,
         });
         hash
     }
@@ -546,6 +547,7 @@ fn whoever_has_the_root_is_asked_for_its_shards_at_once() {
         limit: MIB,
         like: Some(root),
         missing: full(5_000),
+        whole: false,
     });
     assert!(world.s.questions(1_024, world.now).is_empty());
     let start = world.s.next(world.now).unwrap();

@@ -124,6 +124,20 @@ impl Shape {
     }
 }
 
+/// The blobs of the files that a collection names.
+pub(crate) async fn file_blobs(store: &Store, root: Hash) -> Result<Vec<Hash>> {
+    let mut blobs = Vec::new();
+    for shard in root_links(store, root).await? {
+        let links = load_collection(store, shard).await?.into_iter();
+        blobs.extend(
+            links
+                .map(|(_, link)| link)
+                .filter(|link| *link != Hash::EMPTY),
+        );
+    }
+    Ok(blobs)
+}
+
 fn check_number(entries: usize, shards: usize) -> Result<(), CollectionError> {
     if entries > MAX_ENTRIES {
         return Err(CollectionError::TooManyEntries);

@@ -34,9 +34,61 @@ impl Repo {
         let keys = &self.keys()?.entries;
         let _writing = self.inner.writing.lock().await;
         self.finish_pending().await?;
-        let mut contents = self.merged_with_record().await?;
+        let (mut contents, merged) = self.merged_with_record().await?;
         change(keys, &mut contents)?;
         contents.expire(self.inner.clock.now());
+        if merged {
+            self.commit(contents).await
+        } else {
+            self.commit_unmerged(contents).await
+        }
+    }
+
+    /// Makes contents the held ones, and leaves the record as it is: it names what another device of this member wrote, which is not
+    /// here yet. What is published next has to have both. `writing` has to be held.
+    async fn commit_unmerged(&self, mut contents: Contents) -> Result<()> {
+        let keys = &self.keys()?.entries;
+        let store = &self.inner.store;
+        let stored = contents.store(store, keys).await?;
+        self.step(Step::Root)?;
+        store.set_root(&self.inner.names.held, stored.root).await?;
+        self.step(Step::Held)?;
+        self.set_cache(Some(Held {
+            root: stored.root,
+            contents,
+        }));
+        Ok(())
+    }
+
+    /// What another device of this member wrote, as the record says, and that is not merged into what is held here: fetch that
+    /// collection, and [`adopt`](Self::adopt) it. Until then, what this device writes is not published. `None` where nothing is missing,
+    /// and for those who cannot write.
+    ///
+    /// # Errors
+    /// [`Error::Store`], [`Error::Records`].
+    pub async fn unmerged(&self) -> Result<Option<Hash>> {
+        if !self.is_writable() || self.inner.keys.is_none() {
+            return Ok(None);
+        }
+        let _writing = self.inner.writing.lock().await;
+        self.finish_pending().await?;
+        let held = self.held_hash().await?;
+        Ok(self
+            .record_hash()
+            .await?
+            .filter(|recorded| Some(*recorded) != held))
+    }
+
+    /// Publishes what is held here without what another device of this member wrote, for where that cannot be had: that device merges
+    /// the two when it comes back.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub async fn overrule(&self) -> Result<()> {
+        self.check_writable()?;
+        let _writing = self.inner.writing.lock().await;
+        self.finish_pending().await?;
+        let contents = self.contents().await?;
         self.commit(contents).await
     }
 
@@ -90,14 +142,15 @@ impl Repo {
     }
 
     /// What is held, with what another device of this member has published as far as that is here.
-    async fn merged_with_record(&self) -> Result<Contents> {
+    /// And whether that was all of it.
+    async fn merged_with_record(&self) -> Result<(Contents, bool)> {
         let keys = &self.keys()?.entries;
         let held = self.held().await?;
         let recorded = self.record_hash().await?;
         let Some(recorded) =
             recorded.filter(|root| Some(*root) != held.as_ref().map(|held| held.root))
         else {
-            return Ok(held.map(|held| held.contents).unwrap_or_default());
+            return Ok((held.map(|held| held.contents).unwrap_or_default(), true));
         };
         let known = held.as_ref().map(|held| &held.contents);
         match (
@@ -107,11 +160,11 @@ impl Repo {
             (Ok(theirs), Some(held)) => {
                 let mut contents = held.contents;
                 contents.merge_all(keys, &theirs)?;
-                Ok(contents)
+                Ok((contents, true))
             }
-            (Ok(theirs), None) => Ok(theirs),
-            // Offline work goes on; the other device merges what it sees, as this one does once it has fetched.
-            (Err(Error::NotHere { .. }), Some(held)) => Ok(held.contents),
+            (Ok(theirs), None) => Ok((theirs, true)),
+            // Work goes on.
+            (Err(Error::NotHere { .. }), Some(held)) => Ok((held.contents, false)),
             // Beginning with nothing would publish an empty repo over a full one.
             (Err(error), _) => Err(error),
         }

@@ -18,7 +18,7 @@ const SMALL_BYTES: u64 = 4 * 1024;
 /// In flight, of bare calls for as many bytes each.
 const IN_FLIGHT: usize = 32;
 /// What is fetched in two halves, in bytes.
-const RESUMED: u64 = 16 * MIB as u64;
+const RESUMED: u64 = 64 * MIB as u64;
 /// A link on which a round trip can be told from the time that processors need.
 const FAR: Duration = Duration::from_millis(100);
 /// The file whose first byte is waited for, in bytes.

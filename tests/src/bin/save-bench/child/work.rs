@@ -8,7 +8,7 @@ use std::{
 };
 
 use dht_records::{Fetch as Freshness, GroupAccess};
-use group::{FetchProgress, Group, GroupSecrets, OnProgress};
+use group::{FetchProgress, Group, GroupSecrets, OnProgress, OwnSecrets};
 use repo::{EntryPath, Source, WriteOptions};
 use tokio::io::{AsyncRead, ReadBuf};
 use veilid_core::{KeyPair, PublicKey};
@@ -56,8 +56,10 @@ impl Device {
             access: GroupAccess::Member {
                 owner: keys.owner.parse()?,
             },
-            repo: keys.pair.parse()?,
-            me: ME.to_owned(),
+            own: Some(OwnSecrets {
+                repo: keys.pair.parse()?,
+                me: ME.to_owned(),
+            }),
         };
         self.adopt(Group::load(self.context.clone(), &secrets).await?)
     }
@@ -174,10 +176,11 @@ impl Device {
 
 fn keys(secrets: &GroupSecrets) -> Result<Keys> {
     let owner = secrets.access.owner().ok_or("no member's access")?;
+    let own = secrets.own.as_ref().ok_or("no member's repo")?;
     Ok(Keys {
         owner: owner.to_string(),
-        pair: secrets.repo.to_string(),
-        repo: secrets.repo.key().to_string(),
+        pair: own.repo.to_string(),
+        repo: own.repo.key().to_string(),
     })
 }
 
