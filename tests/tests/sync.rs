@@ -3,17 +3,14 @@
 #![recursion_limit = "256"]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "sync/peers.rs"]
-mod peers;
-
 use std::{
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use devnet::Devnet;
+use integration_tests::peers::{self, Device, LIMIT, Raw, noise};
 use iroh_blobs::protocol::GetRequest;
-use peers::{Device, LIMIT, Raw, noise};
 use save_backend::{EventKind, Fault, ProgressState};
 use tokio::time::{sleep, timeout};
 

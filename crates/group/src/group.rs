@@ -483,6 +483,11 @@ impl Group {
         self.inner.record.public_key().clone()
     }
 
+    /// What the group stands on.
+    pub fn context(&self) -> &GroupContext {
+        &self.inner.ctx
+    }
+
     /// The keys with which this device opened the group.
     pub fn access(&self) -> &GroupAccess {
         &self.inner.access

@@ -1,4 +1,10 @@
-//! Devices for these tests: whole backends, and bare nodes that can do what a backend never would.
+//! Devices for the tests: whole backends, and bare nodes that can do what a backend never would.
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    missing_docs,
+    reason = "a test may panic"
+)]
 
 use std::{
     future::Future,
@@ -58,7 +64,7 @@ pub fn noise_of(len: usize, seed: u32) -> Vec<u8> {
 pub struct Device {
     pub name: &'static str,
     pub host: Host,
-    directory: PathBuf,
+    pub directory: PathBuf,
     pub backend: Backend,
 }
 
@@ -100,21 +106,27 @@ impl Device {
     }
 
     pub async fn join(&self, of: &Device, id: &GroupId) {
+        self.join_as(LinkKind::Member, of, id).await;
+    }
+
+    /// Joins by a link of some kind.
+    pub async fn join_as(&self, kind: LinkKind, of: &Device, id: &GroupId) {
         let (of_id, me) = (id.clone(), self.name);
         let link = of
-            .on(move |b| async move { b.link(&of_id, LinkKind::Member).await.unwrap() })
+            .on(move |b| async move { b.link(&of_id, kind).await.unwrap() })
             .await;
         self.on(move |b| async move { b.join_group(&link, me).await.unwrap() })
             .await;
         self.flush(id).await;
     }
 
-    async fn flush(&self, id: &GroupId) {
+    pub async fn flush(&self, id: &GroupId) {
         let id = id.clone();
         self.on(move |b| async move { b.flush(&id, LIMIT).await.unwrap() })
             .await;
     }
 
+    /// Archives a file, and waits until that is published.
     pub async fn put(&self, id: &GroupId, path: &str, bytes: Vec<u8>) -> Entry {
         let mut entries = self.put_many(id, vec![(path.to_owned(), bytes)]).await;
         entries.remove(0)
@@ -122,25 +134,46 @@ impl Device {
 
     /// Archives files as one change, and waits until that is published.
     pub async fn put_many(&self, id: &GroupId, files: Vec<(String, Vec<u8>)>) -> Vec<Entry> {
-        let of = id.clone();
-        let sources = self.host.directory().join("sources");
-        let entries = self
-            .on(move |b| async move {
-                std::fs::create_dir_all(&sources).unwrap();
-                let mut new = Vec::new();
-                for (n, (to, bytes)) in files.into_iter().enumerate() {
-                    let source = sources.join(n.to_string());
-                    std::fs::write(&source, bytes).unwrap();
-                    new.push(NewFile {
-                        path: path(&to),
-                        source,
-                    });
-                }
-                b.put(&of, new, |_| {}).await.unwrap()
-            })
-            .await;
+        let entries = self.try_put_many(id, files).await.unwrap();
         self.flush(id).await;
         entries
+    }
+
+    /// Archives a file, and does not wait until that is published.
+    pub async fn put_unpublished(&self, id: &GroupId, path: &str, bytes: Vec<u8>) {
+        self.try_put(id, path, bytes).await.unwrap();
+    }
+
+    pub async fn try_put(
+        &self,
+        id: &GroupId,
+        path: &str,
+        bytes: Vec<u8>,
+    ) -> save_backend::Result<Vec<Entry>> {
+        self.try_put_many(id, vec![(path.to_owned(), bytes)]).await
+    }
+
+    async fn try_put_many(
+        &self,
+        id: &GroupId,
+        files: Vec<(String, Vec<u8>)>,
+    ) -> save_backend::Result<Vec<Entry>> {
+        let of = id.clone();
+        let sources = self.host.directory().join("sources");
+        self.on(move |b| async move {
+            std::fs::create_dir_all(&sources).unwrap();
+            let mut new = Vec::new();
+            for (n, (to, bytes)) in files.into_iter().enumerate() {
+                let source = sources.join(n.to_string());
+                std::fs::write(&source, bytes).unwrap();
+                new.push(NewFile {
+                    path: path(&to),
+                    source,
+                });
+            }
+            b.put(&of, new, |_| {}).await
+        })
+        .await
     }
 
     /// The paths of all files as this device sees them after asking the network, once `done` is content with them.
@@ -207,12 +240,27 @@ impl Device {
         group.own_repo().unwrap().public_key().clone()
     }
 
+    /// A handle of a group's record of its own.
+    pub async fn group_record(&self, id: &GroupId) -> GroupRecord {
+        let group = self.backend.group(id).unwrap();
+        let records = &group.context().records;
+        GroupRecord::attach(records, group.access().clone())
+            .await
+            .unwrap()
+    }
+
     pub fn access(&self, id: &GroupId) -> GroupAccess {
         self.backend.group(id).unwrap().access().clone()
     }
 
     pub async fn stop(self) {
         self.on(|b| async move { b.stop().await.unwrap() }).await;
+    }
+
+    /// Stops, and starts again from the same directory without a network.
+    pub async fn restart_cut_off(self) -> Self {
+        self.host.cut_off().await.unwrap();
+        self.restart().await
     }
 
     /// Stops and starts again from the same directory. Does not wait for the network.

@@ -1,0 +1,455 @@
+//! A group's life from invitation to leaving, on real networks: what each kind of link gives, several devices of one member, new
+//! names, slots that others overwrote, leaving.
+#![cfg(target_os = "linux")]
+#![recursion_limit = "256"]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::{path::Path, time::Duration};
+
+use devnet::Devnet;
+use dht_records::{Fetch, GroupAccess, GroupSecret, Purpose, SlotValue};
+use group::Role;
+use integration_tests::peers::{Device, LIMIT, noise, path};
+use repo::{Repo, RepoContext};
+use save_backend::{Error, ErrorKind, GroupId, LinkKind, RepoSync};
+use tokio::time::{sleep, timeout};
+
+async fn devnet() -> Devnet {
+    devnet::trace_to_stderr();
+    Devnet::start(devnet::MIN_NODES).await.unwrap()
+}
+
+/// Brings everything here, and says whether it is.
+async fn sync(device: &Device, id: &GroupId) -> bool {
+    let id = id.clone();
+    device
+        .on(move |b| async move {
+            let synced = b.sync_all(&id, |_| {}).await.unwrap();
+            !synced.is_empty() && synced.iter().all(RepoSync::is_complete)
+        })
+        .await
+}
+
+async fn sync_until_complete(device: &Device, id: &GroupId) {
+    timeout(LIMIT, async {
+        while !sync(device, id).await {
+            sleep(Duration::from_millis(300)).await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
+/// Waits until the names of the members are these, without asking: what is told has to arrive by itself.
+async fn told(device: &Device, id: &GroupId, names: &[&str]) -> Duration {
+    let begin = tokio::time::Instant::now();
+    let (of, expected) = (id.clone(), names.iter().map(|n| (*n).to_owned()).collect());
+    device
+        .on(move |b| async move {
+            let expected: Vec<String> = expected;
+            loop {
+                let members = b.members(&of, false).await.unwrap();
+                let mut names: Vec<String> = members.into_iter().filter_map(|m| m.name).collect();
+                names.sort();
+                if names == expected {
+                    return;
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await;
+    begin.elapsed()
+}
+
+fn contains(directory: &Path, needle: &[u8]) -> bool {
+    std::fs::read_dir(directory).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            return contains(&path, needle);
+        }
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        bytes.windows(needle.len()).any(|window| window == needle)
+    })
+}
+
+/// A reader reads and cannot write. A replica stores, verifies and serves, and cannot read a name or a file with anything that it has.
+/// Neither has a slot. The replica keeps the archive there when the author is gone.
+#[tokio::test]
+async fn readers_read_and_replicas_keep_what_they_cannot_read() {
+    let devnet = devnet().await;
+    let ana = Device::start(&devnet, "ana").await;
+    let ben = Device::start(&devnet, "ben").await;
+    let rita = Device::start(&devnet, "rita").await;
+    let remy = Device::start(&devnet, "remy").await;
+    let id = ana.create().await;
+    ben.join(&ana, &id).await;
+    rita.join_as(LinkKind::Reader, &ana, &id).await;
+    remy.join_as(LinkKind::Replica, &rita, &id).await;
+    let film = noise(3_000_000, 1);
+    let note = b"a sentence that nobody else writes ".repeat(40);
+    let entry = ana.put(&id, "film.bin", film.clone()).await;
+    ana.put(&id, "names/like-no-other.txt", note.clone()).await;
+
+    // The reader.
+    rita.list_until(&id, |paths| paths.len() == 2).await;
+    assert!(rita.get(&id, "film.bin").await == film);
+    let refused = rita.try_put(&id, "mine.txt", b"x".to_vec()).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Refused);
+    let of = id.clone();
+    let links = rita
+        .on(move |b| async move {
+            let refused = b.link(&of, LinkKind::Member).await.is_err();
+            refused && b.link(&of, LinkKind::Reader).await.is_ok()
+        })
+        .await;
+    assert!(links, "a reader gives out what it holds, and no more");
+
+    // The replica.
+    sync_until_complete(&remy, &id).await;
+    let of = id.clone();
+    remy.on(move |b| async move {
+        assert_eq!(b.groups().await[0].role, Role::Replica);
+        assert_eq!(b.groups().await[0].name, None);
+        let members = b.members(&of, true).await.unwrap();
+        assert_eq!(members.len(), 2);
+        assert!(members.iter().all(|m| m.name.is_none() && !m.is_self));
+        let listed = b.list(&of, true).await;
+        assert_eq!(listed.unwrap_err().kind(), ErrorKind::Refused);
+        let read = b.get(&of, None, &path("film.bin"), |_| {}).await;
+        assert_eq!(read.err().unwrap().kind(), ErrorKind::Refused);
+        let verified = b.verify(|_| {}).await.unwrap();
+        assert!(verified.damaged.is_empty());
+        assert!(b.link(&of, LinkKind::Reader).await.is_err());
+        assert!(b.link(&of, LinkKind::Replica).await.is_ok());
+    })
+    .await;
+    for needle in [
+        &b"nobody else writes"[..],
+        b"like-no-other",
+        b"film.bin",
+        b"Archive",
+    ] {
+        assert!(!contains(&remy.directory, needle));
+    }
+    cannot_read(&remy, &id, entry.blob, &ana).await;
+    for device in [&ana, &ben] {
+        let members = device.members(&id, 2).await;
+        assert!(members.iter().all(|m| m.name.is_some()));
+    }
+
+    // The author goes. What the replica has is enough.
+    let ana_repo = ana.repo(&id);
+    ana.stop().await;
+    ben.list_until(&id, |paths| paths.len() == 2).await;
+    assert!(ben.get(&id, "film.bin").await == film);
+    assert!(ben.get(&id, "names/like-no-other.txt").await == note);
+    let of = id.clone();
+    let guests = ben
+        .on(move |b| async move { b.guests(&of, true).await.unwrap() })
+        .await;
+    assert_eq!(guests.len(), 2, "the reader and the replica");
+    let members = ben.members(&id, 2).await;
+    let gone = members.iter().find(|m| m.repo == ana_repo).unwrap();
+    assert!(gone.last_seen.is_some() || gone.tunnels == 0);
+
+    // Over a restart.
+    let remy = remy.restart().await;
+    let rita = rita.restart().await;
+    assert!(rita.get(&id, "film.bin").await == film);
+    assert!(sync(&remy, &id).await || remy.backend.groups().await.len() == 1);
+    for device in [ben, rita, remy] {
+        device.stop().await;
+    }
+    devnet.stop().await.unwrap();
+}
+
+/// With each key that a replica has, and each that follows from one of them, it tries to read a blob and a list.
+async fn cannot_read(replica: &Device, id: &GroupId, blob: save_backend::Hash, author: &Device) {
+    let access = replica.access(id);
+    assert!(access.content().is_none() && access.secret().is_none());
+    let locator = access.locator();
+    let mut keys = vec![*locator.as_bytes()];
+    keys.extend(Purpose::ALL.map(|purpose| *locator.derive(purpose).as_bytes()));
+    for purpose in Purpose::ALL {
+        keys.extend(Purpose::ALL.map(|next| *locator.derive(purpose).derive(next).as_bytes()));
+    }
+    let public: &[u8] = id.public_key().ref_value();
+    keys.push(public.try_into().unwrap());
+    let group = replica.backend.group(id).unwrap();
+    let repo = author.repo(id);
+    let context = RepoContext {
+        records: group.context().records.clone(),
+        store: group.context().store.clone(),
+        device: group.context().device,
+        clock: group.context().clock.clone(),
+    };
+    let public = access.public_key();
+    replica
+        .host
+        .run(async move {
+            assert!(group.name(Fetch::Network).await.unwrap().is_none());
+            assert!(context.store.has(blob).await.unwrap(), "it is here");
+            for key in keys {
+                // As if it were the secret from which the content key follows.
+                let access = GroupAccess::Reader {
+                    public: public.clone(),
+                    secret: GroupSecret::from_bytes(key),
+                };
+                let tried = Repo::open(&context, &access, repo.clone(), None)
+                    .await
+                    .unwrap();
+                assert!(tried.list().await.is_err());
+                assert!(tried.read(&path("film.bin")).await.is_err());
+            }
+        })
+        .await;
+}
+
+/// Two devices of one member write at the same time, one of them without a network: all of it is there in the end, and of one path the
+/// same version everywhere.
+#[tokio::test]
+async fn two_devices_of_a_member_write_one_repo() {
+    let devnet = devnet().await;
+    let ana = Device::start(&devnet, "ana").await;
+    let ben = Device::start(&devnet, "ben").await;
+    let id = ana.create().await;
+    ben.join(&ana, &id).await;
+    ana.put(&id, "before.txt", b"before".to_vec()).await;
+    let tablet = Device::start(&devnet, "tablet").await;
+    tablet.join_as(LinkKind::Device, &ana, &id).await;
+    assert_eq!(tablet.repo(&id), ana.repo(&id));
+    tablet
+        .list_until(&id, |paths| paths == ["before.txt"])
+        .await;
+    let own = tablet.members(&id, 2).await;
+    let own = own.iter().find(|m| m.is_self).unwrap();
+    assert_eq!(own.name.as_deref(), Some("ana"));
+
+    // The tablet has no network, and works all the same.
+    tablet.host.cut_off().await.unwrap();
+    tablet
+        .put_unpublished(&id, "from-tablet.txt", b"tablet".to_vec())
+        .await;
+    tablet
+        .put_unpublished(&id, "both.txt", b"of the tablet".to_vec())
+        .await;
+    assert!(tablet.backend.status().groups[0].unpublished);
+    ana.put(&id, "from-phone.txt", b"phone".to_vec()).await;
+    ana.put(&id, "both.txt", b"of the phone".to_vec()).await;
+    ana.put(&id, "both.txt", b"of the phone, later".to_vec())
+        .await;
+    tablet.host.rejoin().await.unwrap();
+
+    let all = [
+        "before.txt",
+        "both.txt",
+        "from-phone.txt",
+        "from-tablet.txt",
+    ];
+    for device in [&ana, &tablet, &ben] {
+        device.list_until(&id, move |paths| paths == all).await;
+    }
+    let mut seen = Vec::new();
+    for device in [&ana, &tablet, &ben] {
+        assert_eq!(device.get(&id, "from-tablet.txt").await, b"tablet");
+        assert_eq!(device.get(&id, "from-phone.txt").await, b"phone");
+        seen.push(device.get(&id, "both.txt").await);
+    }
+    assert!(
+        seen.iter().all(|bytes| bytes == b"of the phone, later"),
+        "the higher version"
+    );
+    // Both can be found.
+    let phone_gone = ana.repo(&id);
+    let of = id.clone();
+    ben.on(move |b| async move {
+        loop {
+            let members = b.members(&of, false).await.unwrap();
+            let ana = members.iter().find(|m| m.repo == phone_gone).unwrap();
+            if ana.tunnels == 2 {
+                return;
+            }
+            let _ = b.ping(&of, &phone_gone).await;
+            sleep(Duration::from_millis(300)).await;
+        }
+    })
+    .await;
+    for device in [ana, tablet, ben] {
+        device.stop().await;
+    }
+    devnet.stop().await.unwrap();
+}
+
+/// New names arrive by themselves. Whoever finds their slot overwritten advertises again, and is known to the others all the while, over
+/// restarts too.
+#[tokio::test]
+async fn names_change_and_overwritten_slots_come_back() {
+    let devnet = devnet().await;
+    let ana = Device::start(&devnet, "ana").await;
+    let ben = Device::start(&devnet, "ben").await;
+    let id = ana.create().await;
+    ben.join(&ana, &id).await;
+    told(&ana, &id, &["ana", "ben"]).await;
+    let of = id.clone();
+    ben.on(move |b| async move {
+        b.rename_me(&of, "Benedict").await.unwrap();
+        b.rename_group(&of, "New name").await.unwrap();
+        let empty = b.rename_me(&of, " ").await;
+        assert!(matches!(empty, Err(Error::InvalidName { .. })));
+    })
+    .await;
+    ben.flush(&id).await;
+    let took = told(&ana, &id, &["Benedict", "ana"]).await;
+    eprintln!("a new name arrived after {took:?}");
+    let of = id.clone();
+    ana.on(move |b| async move {
+        while b.groups().await[0].name.as_deref() != Some("New name") {
+            sleep(Duration::from_millis(100)).await;
+        }
+        let _ = of;
+    })
+    .await;
+
+    // Somebody with the group's key writes nothing over Ben's slot while Ben is away.
+    let ben_repo = ben.repo(&id);
+    let ben = ben.restart_cut_off().await;
+    let group = ana.backend.group(&id).unwrap();
+    let record = ana.group_record(&id).await;
+    let victim = ben_repo.clone();
+    ana.host
+        .run(async move {
+            let slots = record.slots(Fetch::Network).await.unwrap();
+            let index = slots
+                .into_iter()
+                .find_map(|(index, slot)| match slot.unwrap().value {
+                    SlotValue::Member(slot) if slot.repo == victim => Some(index),
+                    _ => None,
+                })
+                .unwrap();
+            record.clear_slot(index).await.unwrap();
+            assert!(record.publish().await.unwrap().is_complete());
+            group.members(Fetch::Network).await.unwrap();
+        })
+        .await;
+    let ana = ana.restart().await;
+    let members = ana.backend.members(&id, false).await.unwrap();
+    let known: Vec<_> = members.iter().filter_map(|m| m.name.as_deref()).collect();
+    assert!(known.contains(&"Benedict"), "{known:?}");
+    ben.host.rejoin().await.unwrap();
+    let record = ana.group_record(&id).await;
+    ana.host
+        .run(timeout(LIMIT, async move {
+            loop {
+                let slots = record.slots(Fetch::Network).await.unwrap_or_default();
+                let back = slots.into_iter().any(|(_, slot)| {
+                    matches!(slot.map(|s| s.value), Ok(SlotValue::Member(s)) if s.repo == ben_repo)
+                });
+                if back {
+                    return;
+                }
+                sleep(Duration::from_millis(300)).await;
+            }
+        }))
+        .await
+        .unwrap();
+    let ben = ben.restart().await;
+    let members = ben.backend.members(&id, false).await.unwrap();
+    assert!(
+        members
+            .iter()
+            .any(|m| m.name.as_deref() == Some("Benedict"))
+    );
+    ana.stop().await;
+    ben.stop().await;
+    devnet.stop().await.unwrap();
+}
+
+/// Leaving is signed, takes everything away here, and is told to the others, at once or when there is a network again. A group that
+/// was left stays away after a restart.
+#[tokio::test]
+async fn who_leaves_is_gone_and_keeps_nothing() {
+    let devnet = devnet().await;
+    let ana = Device::start(&devnet, "ana").await;
+    let ben = Device::start(&devnet, "ben").await;
+    let cleo = Device::start(&devnet, "cleo").await;
+    let id = ana.create().await;
+    ben.join(&ana, &id).await;
+    cleo.join(&ana, &id).await;
+    ben.put(&id, "of-ben.bin", noise(700_000, 1)).await;
+    cleo.put(&id, "of-cleo.bin", noise(700_000, 2)).await;
+    for device in [&ana, &ben, &cleo] {
+        device.list_until(&id, |paths| paths.len() == 2).await;
+        sync_until_complete(device, &id).await;
+    }
+    let other = ben.create().await;
+    let kept = ben.put(&other, "kept.bin", noise(400_000, 3)).await;
+
+    // With a network.
+    let of = id.clone();
+    let told_others = ben
+        .on(move |b| async move { b.leave_group(&of, LIMIT).await.unwrap() })
+        .await;
+    assert!(told_others);
+    told(&ana, &id, &["ana", "cleo"]).await;
+    ana.list_until(&id, |paths| paths == ["of-cleo.bin"]).await;
+    let of = id.clone();
+    ben.on(move |b| async move {
+        assert!(matches!(
+            b.members(&of, false).await,
+            Err(Error::GroupNotFound)
+        ));
+        let left = b.stored_bytes().await.unwrap();
+        assert!(left >= 400_000 && left < 600_000, "{left} bytes are left");
+    })
+    .await;
+    let ben = ben.restart().await;
+    let groups = ben.backend.groups().await;
+    assert_eq!(groups.len(), 1);
+    assert_eq!(groups[0].id, other);
+    assert_eq!(ben.get(&other, "kept.bin").await, noise(400_000, 3));
+    assert!(kept.size == 400_000);
+
+    // Without one: what is here goes at once, and the others are told later.
+    cleo.host.cut_off().await.unwrap();
+    let of = id.clone();
+    let (told_others, left) = cleo
+        .on(move |b| async move {
+            let told = b.leave_group(&of, Duration::from_secs(2)).await.unwrap();
+            b.collect_garbage().await.unwrap();
+            (told, b.stored_bytes().await.unwrap())
+        })
+        .await;
+    assert!(!told_others);
+    assert!(left < 10_000, "{left} bytes are left");
+    let cleo = cleo.restart().await;
+    assert!(cleo.backend.groups().await.is_empty());
+    cleo.host.rejoin().await.unwrap();
+    told(&ana, &id, &["ana"]).await;
+
+    // Coming back is joining anew.
+    cleo.on(|b| async move { b.wait_online(LIMIT).await.unwrap() })
+        .await;
+    let mut events = cleo.backend.events();
+    let of = id.clone();
+    let link = ana
+        .on(move |b| async move { b.link(&of, LinkKind::Member).await.unwrap() })
+        .await;
+    cleo.on(move |b| async move {
+        loop {
+            match b.join_group(&link, "cleo again").await {
+                Ok(_) => return,
+                Err(error) if error.is_retryable() => {
+                    // It is told now, or was a moment ago.
+                    let _ = timeout(Duration::from_secs(1), events.next()).await;
+                }
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+    })
+    .await;
+    told(&ana, &id, &["ana", "cleo again"]).await;
+    for device in [ana, ben, cleo] {
+        device.stop().await;
+    }
+    devnet.stop().await.unwrap();
+}
