@@ -7,7 +7,7 @@
 use std::{path::Path, time::Duration};
 
 use devnet::Devnet;
-use dht_records::{Fetch, GroupAccess, GroupSecret, Purpose, SlotValue};
+use dht_records::{Fetch, GroupAccess, GroupRecord, GroupSecret, Purpose, SlotValue};
 use group::Role;
 use integration_tests::peers::{Device, LIMIT, noise, path};
 use repo::{Repo, RepoContext};
@@ -449,6 +449,99 @@ async fn who_leaves_is_gone_and_keeps_nothing() {
     .await;
     told(&ana, &id, &["ana", "cleo again"]).await;
     for device in [ana, ben, cleo] {
+        device.stop().await;
+    }
+    devnet.stop().await.unwrap();
+}
+
+/// A phone is lost, and the group moves to new keys without it: who stays is told and follows, files come along, and with all that is on
+/// the lost phone nobody gets in.
+#[tokio::test]
+async fn a_group_moves_to_new_keys_without_a_lost_device() {
+    let devnet = devnet().await;
+    let ana = Device::start(&devnet, "ana").await;
+    let ben = Device::start(&devnet, "ben").await;
+    let lost = Device::start(&devnet, "lost").await;
+    let old = ana.create().await;
+    ben.join(&ana, &old).await;
+    lost.join(&ana, &old).await;
+    let film = noise(900_000, 1);
+    ana.put(&old, "film.bin", film.clone()).await;
+    ben.put(&old, "of-ben.txt", b"of ben".to_vec()).await;
+    for device in [&ana, &ben, &lost] {
+        device.list_until(&old, |paths| paths.len() == 2).await;
+        told(device, &old, &["ana", "ben", "lost"]).await;
+    }
+    let (of, stay) = (old.clone(), vec![ben.repo(&old)]);
+    let new = ana
+        .on(move |b| async move {
+            let nobody = b.move_group(&of, &[of.public_key().clone()]).await;
+            assert_eq!(nobody.unwrap_err().kind(), ErrorKind::NotFound);
+            assert_eq!(b.groups().await.len(), 1, "nothing was made");
+            let new = b.move_group(&of, &stay).await.unwrap().id;
+            let copied = b.copy_files(&of, &new, |_, _| {}).await.unwrap();
+            assert_eq!((copied.copied, copied.there, copied.missing), (1, 0, 0));
+            let again = b.copy_files(&of, &new, |_, _| {}).await.unwrap();
+            assert_eq!((again.copied, again.there, again.missing), (0, 1, 0));
+            b.flush(&of, LIMIT).await.unwrap();
+            b.flush(&new, LIMIT).await.unwrap();
+            new
+        })
+        .await;
+
+    let (of, to, by) = (old.clone(), new.clone(), ana.repo(&old));
+    ben.on(move |b| async move {
+        let moved = loop {
+            if let Some(moved) = b.moved(&of).await.unwrap() {
+                break moved;
+            }
+            sleep(Duration::from_millis(200)).await;
+        };
+        assert_eq!((moved.by, &moved.to), (by, &to));
+        let joined = b.follow_move(&of).await.unwrap();
+        assert_eq!(joined.id, to);
+        assert_eq!(joined.name.as_deref(), Some("Archive"));
+        assert!(b.moved(&of).await.unwrap().is_none(), "it is there by now");
+        let copied = b.copy_files(&of, &to, |_, _| {}).await.unwrap();
+        assert_eq!(copied.copied, 1);
+        b.flush(&to, LIMIT).await.unwrap();
+    })
+    .await;
+    for device in [&ana, &ben] {
+        device.list_until(&new, |paths| paths == ["film.bin", "of-ben.txt"]).await;
+        told(device, &new, &["ana", "ben"]).await;
+    }
+    assert!(ben.get(&new, "film.bin").await == film);
+
+    // Whoever has the lost phone sees that the group moved, and not where to.
+    let record = lost.group_record(&old).await;
+    let (of, stranger) = (old.clone(), new.public_key().clone());
+    let group = lost.backend.group(&old).unwrap();
+    lost.on(move |b| async move {
+        loop {
+            let metadata = record.metadata(Fetch::Network).await.unwrap().unwrap();
+            if metadata.value.moved_by.is_some() {
+                break;
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+        assert!(b.moved(&of).await.unwrap().is_none());
+        let records = &group.context().records;
+        // Even with the new group's public key, nothing of it opens.
+        let access = match group.access().to_reader().unwrap() {
+            GroupAccess::Reader { secret, .. } => GroupAccess::Reader {
+                public: stranger,
+                secret,
+            },
+            other => other,
+        };
+        let record = GroupRecord::attach(records, access).await.unwrap();
+        assert!(record.metadata(Fetch::Network).await.is_err());
+        let slots = record.slots(Fetch::Network).await.unwrap();
+        assert!(slots.iter().all(|(_, slot)| slot.is_err()));
+    })
+    .await;
+    for device in [ana, ben, lost] {
         device.stop().await;
     }
     devnet.stop().await.unwrap();

@@ -156,6 +156,7 @@ fn keypair() -> KeyPair {
 fn named(name: &str) -> GroupMetadata {
     GroupMetadata {
         name: name.to_owned(),
+        ..GroupMetadata::default()
     }
 }
 
@@ -585,9 +586,12 @@ async fn writers_who_race_are_told_who_won() {
     {
         let repo = at_ada.clone();
         ada.run(|_| async move {
-            repo.set_metadata(&RepoMetadata { name: "Ada".into() })
-                .await
-                .unwrap();
+            repo.set_metadata(&RepoMetadata {
+                name: "Ada".into(),
+                ..RepoMetadata::default()
+            })
+            .await
+            .unwrap();
             repo.set_root(&root(1)).await.unwrap();
             let tunnel = TunnelValue {
                 route: vec![3; 757],

@@ -19,6 +19,10 @@ use crate::error::Error;
 pub struct GroupMetadata {
     /// The group's name.
     pub name: String,
+    /// The repo key of the member who says that the group moved to new keys; the notices are in their
+    /// [`RepoMetadata`](crate::RepoMetadata).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_by: Option<PublicKey>,
 }
 
 /// A handle of a group's record. Cheap to clone.

@@ -19,10 +19,39 @@ const TUNNELS: std::ops::RangeInclusive<u32> = 2..=31;
 pub const MAX_TUNNELS: usize = 30;
 
 /// The metadata of a repo, in subkey 0. Unknown fields are ignored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepoMetadata {
     /// The repo's name.
     pub name: String,
+    /// Where the group moved to, for each member who is told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moved: Vec<MoveNotice>,
+}
+
+/// A group's new keys, sealed to one member.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveNotice {
+    /// [Whom](Self::name_of) it is for.
+    #[serde(with = "hex")]
+    pub to: [u8; 8],
+    /// The owner secret of the new group, sealed by Veilid's HPKE to the key of the member's repo.
+    #[serde(with = "base64")]
+    pub sealed: Vec<u8>,
+}
+
+impl MoveNotice {
+    /// How a member is named in a notice: the first bytes of their repo's public key.
+    #[must_use]
+    pub fn name_of(repo: &PublicKey) -> [u8; 8] {
+        let bytes: &[u8] = repo.ref_value();
+        bytes.first_chunk().copied().unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for MoveNotice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MoveNotice([redacted])")
+    }
 }
 
 /// The state of a repo's collection, in subkey 1. Its counter is that of [`Stamped`]. Unknown fields are ignored.

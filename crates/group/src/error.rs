@@ -74,6 +74,12 @@ pub enum Error {
     /// Names and files need the content key, which a replica does not have.
     #[error("this device stores the group's files and cannot read them")]
     Unreadable,
+    /// More members stay than a notice can tell. Leave some out, and invite them by links.
+    #[error("a notice tells at most {limit} members")]
+    TooManyStaying {
+        /// The limit.
+        limit: usize,
+    },
     /// The name does not fit.
     #[error("the name is longer than {limit} bytes")]
     NameTooLong {
@@ -117,6 +123,7 @@ impl Error {
             | Self::Unreadable
             | Self::Left
             | Self::NameTooLong { .. }
+            | Self::TooManyStaying { .. }
             | Self::Closed => false,
         }
     }

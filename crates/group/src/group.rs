@@ -121,6 +121,11 @@ pub enum GroupEvent {
     Left,
     /// The group's name is another one.
     Renamed,
+    /// A member says that the group moved to new keys; see [`Group::moved`].
+    Moved {
+        /// Who.
+        by: PublicKey,
+    },
     /// A file that was wanted is here, verified and on disk.
     WantedStored {
         /// Whose.
@@ -265,7 +270,10 @@ impl Group {
         let owner = generate_keypair(&ctx)?;
         let record = GroupRecord::create(&ctx.records, owner.clone()).await?;
         record
-            .set_metadata(&GroupMetadata { name: name.into() })
+            .set_metadata(&GroupMetadata {
+                name: name.into(),
+                ..GroupMetadata::default()
+            })
             .await?;
         Self::with_new_repo(ctx, GroupAccess::Member { owner }, record, me).await
     }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, fmt, sync::Arc};
 
-use dht_records::{DeviceId, Fetch, GroupAccess, SlotIndex, SlotRoot, SlotValue};
+use dht_records::{DeviceId, Fetch, GroupAccess, GroupMetadata, SlotIndex, SlotRoot, SlotValue};
 use futures::{StreamExt, stream::FuturesUnordered};
 use iroh_blobs::Hash;
 use repo::Repo;
@@ -184,12 +184,21 @@ impl Group {
 
     /// Reads the slots from the network, and tells of what changed.
     pub(crate) async fn refresh_members(&self) -> Result<()> {
-        let name = self.name(Fetch::Cached).await.ok();
+        let before = self.metadata().await;
         self.take_up_slots(Fetch::Network).await?;
-        if name != self.name(Fetch::Cached).await.ok() {
+        let after = self.metadata().await;
+        if before.name != after.name {
             self.inner.emit(GroupEvent::Renamed);
         }
+        self.emit_moved(before.moved_by.as_ref(), after.moved_by.as_ref());
         Ok(())
+    }
+
+    /// The group's metadata as they are known here; empty where they cannot be read.
+    async fn metadata(&self) -> GroupMetadata {
+        let metadata = self.inner.record.metadata(Fetch::Cached).await;
+        let metadata = metadata.ok().flatten();
+        metadata.map(|stamped| stamped.value).unwrap_or_default()
     }
 
     /// Takes up a row of the ledger; whether it is one of this kind.

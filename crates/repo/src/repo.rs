@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use dht_records::{DeviceId, Fetch, GroupAccess, Records, RepoMetadata, RepoRecord};
+use dht_records::{DeviceId, Fetch, GroupAccess, Records, RepoRecord};
 use futures::{StreamExt, TryStreamExt, stream};
 use iroh_blobs::Hash;
 use store_adapter::VeilidStore;
@@ -255,12 +255,11 @@ impl Repo {
     /// [`Error::ReadOnly`], [`Error::NoContentKey`], [`Error::Records`].
     pub async fn set_name(&self, name: &str) -> Result<()> {
         self.check_writable()?;
-        self.inner
-            .record
-            .set_metadata(&RepoMetadata {
-                name: name.to_owned(),
-            })
-            .await?;
+        let record = &self.inner.record;
+        let before = record.metadata(Fetch::Cached).await?;
+        let mut metadata = before.map(|stamped| stamped.value).unwrap_or_default();
+        name.clone_into(&mut metadata.name);
+        record.set_metadata(&metadata).await?;
         Ok(())
     }
 

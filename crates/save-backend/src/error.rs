@@ -22,6 +22,9 @@ pub enum Error {
         /// The kind that is needed.
         wanted: &'static str,
     },
+    /// Nobody says that the group moved, or not to this member.
+    #[error("the group did not move to other keys, as far as this device is told")]
+    NotMoved,
     /// This device left the group, and the others could not be told yet. Try again when there is a connection.
     #[error("this device is still leaving the group")]
     StillLeaving,

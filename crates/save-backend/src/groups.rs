@@ -142,6 +142,15 @@ impl Backend {
     pub async fn join_group(&self, link: &Link, me: &str) -> Result<GroupInfo> {
         check_name("member's name", me, dht_records::MAX_NAME)?;
         let (access, repo) = self.access(link)?;
+        self.join_with(access, repo, me).await
+    }
+
+    pub(crate) async fn join_with(
+        &self,
+        access: GroupAccess,
+        repo: Option<KeyPair>,
+        me: &str,
+    ) -> Result<GroupInfo> {
         let id = GroupId(access.public_key());
         let _one_at_a_time = self.inner.joining.lock().await;
         if let Ok(group) = self.group(&id) {

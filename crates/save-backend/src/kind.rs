@@ -47,7 +47,7 @@ impl Error {
             Self::Link(_) | Self::LinkKind { .. } => ErrorKind::Link,
             Self::LinkNotHeld { .. } | Self::StillLeaving => ErrorKind::Refused,
             Self::Offline { .. } => ErrorKind::Offline,
-            Self::GroupNotFound | Self::NoSuchFile => ErrorKind::NotFound,
+            Self::GroupNotFound | Self::NoSuchFile | Self::NotMoved => ErrorKind::NotFound,
             Self::Ambiguous { .. } => ErrorKind::Ambiguous,
             Self::InvalidPath(_) => ErrorKind::Path,
             Self::InvalidName { .. } | Self::Setting { .. } => ErrorKind::Invalid,
@@ -78,9 +78,12 @@ fn group_kind(error: &group::Error) -> ErrorKind {
         E::Repo(error) => repo_kind(error),
         E::StoreAdapter(error) => store_kind(error),
         E::Store(error) => io_kind(error),
-        E::GroupFull { .. } | E::ReadOnly | E::Unreadable | E::Left | E::TooManyWanted { .. } => {
-            ErrorKind::Refused
-        }
+        E::GroupFull { .. }
+        | E::ReadOnly
+        | E::Unreadable
+        | E::Left
+        | E::TooManyStaying { .. }
+        | E::TooManyWanted { .. } => ErrorKind::Refused,
         E::NameTooLong { .. } => ErrorKind::Invalid,
         E::NoSuchMember => ErrorKind::NotFound,
         // A tunnel fails because its other end is not there, or not any more.

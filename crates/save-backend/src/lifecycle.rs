@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use group::Group;
+use dht_records::Fetch;
+use group::{Copied, Group, GroupSecrets};
 use tokio::time::timeout;
+use veilid_core::PublicKey;
 
 use crate::{
-    Backend, Error, EventKind, GroupId, Result,
+    Backend, Error, EventKind, GroupId, GroupInfo, Result,
     groups::{LONGEST_GROUP_NAME, check_name},
     state::{Ending, Remembered},
 };
@@ -16,6 +18,15 @@ const WITHDRAW: Duration = Duration::from_secs(3);
 /// First pause after the others could not be told that this member left; it doubles up to `LONGEST_PAUSE`.
 const PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
+
+/// A member's word that a group moved to new keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// The repo key of the member who says so.
+    pub by: PublicKey,
+    /// The new group.
+    pub to: GroupId,
+}
 
 impl Backend {
     /// Gives a group another name, for everybody. Published in the background.
@@ -80,6 +91,91 @@ impl Backend {
         group.stop(WITHDRAW).await;
         group.forget().await?;
         self.finish_ending(&group).await
+    }
+
+    /// Moves a group to new keys, after a device with the old ones was lost: makes a new group of the same name, and tells the members
+    /// `stay` of it, published in the background. The old group stays as it is, so that the notice can be read; leave it when all have
+    /// followed. `docs/security.md` says what this protects, and what it cannot.
+    ///
+    /// Where this ends before the members are told, the new group is there: tell them with [`announce_move`](Self::announce_move).
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`]; within [`Error::Group`] [`group::Error::ReadOnly`], [`group::Error::NoSuchMember`] and
+    /// [`group::Error::TooManyStaying`]: then nothing was made.
+    pub async fn move_group(&self, id: &GroupId, stay: &[PublicKey]) -> Result<GroupInfo> {
+        let old = self.group(id)?;
+        let me = self.secrets_of(id).await?.own;
+        let me = me.ok_or(group::Error::ReadOnly)?.me;
+        old.check_staying(stay)?;
+        let name = old.name(Fetch::Cached).await?;
+        let new = self.create_group(&name.unwrap_or_default(), &me).await?;
+        self.announce_move(id, &new.id, stay).await?;
+        Ok(new)
+    }
+
+    /// Tells members of a group that it moved to another one that this device is a member of. It replaces an earlier notice of this
+    /// member.
+    ///
+    /// # Errors
+    /// As [`move_group`](Self::move_group).
+    pub async fn announce_move(
+        &self,
+        id: &GroupId,
+        to: &GroupId,
+        stay: &[PublicKey],
+    ) -> Result<()> {
+        let to = self.group(to)?;
+        Ok(self.group(id)?.announce_move(to.access(), stay).await?)
+    }
+
+    /// Where a group moved to, if a member says so and this device is told and is not there yet. If it was that member's device that
+    /// was lost, whoever has it says so: ask them before you follow.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`]; those of the local disk.
+    pub async fn moved(&self, id: &GroupId) -> Result<Option<Moved>> {
+        // The metadata came with the slots; only the notice itself may have to be fetched.
+        let moved = self.group(id)?.moved(Fetch::Network).await?;
+        Ok(moved
+            .map(|moved| Moved {
+                by: moved.by,
+                to: GroupId::new(moved.access.public_key()),
+            })
+            .filter(|moved| self.group(&moved.to).is_err()))
+    }
+
+    /// Joins the group that a group moved to, under the name that this member has there. Files are not moved: see
+    /// [`copy_files`](Self::copy_files).
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`], [`Error::NotMoved`]; else as [`join_group`](Self::join_group).
+    pub async fn follow_move(&self, id: &GroupId) -> Result<GroupInfo> {
+        let moved = self.group(id)?.moved(Fetch::Network).await?;
+        let moved = moved.ok_or(Error::NotMoved)?;
+        let own = self.secrets_of(id).await?.own;
+        let me = own.ok_or(group::Error::ReadOnly)?.me;
+        self.join_with(moved.access, None, &me).await
+    }
+
+    /// Writes this member's files of one group into another one as well, as far as they are on this device, under that group's keys.
+    /// What is there already stays, so it can be repeated. Tells how many files and bytes were looked at.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`]; [`group::Error::ReadOnly`] within [`Error::Group`]. What was copied before stays.
+    pub async fn copy_files(
+        &self,
+        from: &GroupId,
+        to: &GroupId,
+        on_progress: impl Fn(u64, u64) + Send + Sync + 'static,
+    ) -> Result<Copied> {
+        let to = self.group(to)?;
+        Ok(self.group(from)?.copy_files_to(&to, on_progress).await?)
+    }
+
+    async fn secrets_of(&self, id: &GroupId) -> Result<GroupSecrets> {
+        let state = self.inner.state.read().await;
+        let state = state.as_ref().ok_or(Error::Stopped)?;
+        state.secrets_of(id.public_key()).await
     }
 
     /// Remembers that a group ends, and takes it out of those that this device is in.

@@ -8,6 +8,7 @@ use crate::*;
 fn named(name: &str) -> GroupMetadata {
     GroupMetadata {
         name: name.to_owned(),
+        ..GroupMetadata::default()
     }
 }
 
@@ -168,9 +169,12 @@ async fn keys_decide_what_a_handle_can_do() {
     let own = RepoRecord::create(&records, repo.clone(), &member)
         .await
         .unwrap();
-    own.set_metadata(&RepoMetadata { name: "Ada".into() })
-        .await
-        .unwrap();
+    own.set_metadata(&RepoMetadata {
+        name: "Ada".into(),
+        ..RepoMetadata::default()
+    })
+    .await
+    .unwrap();
     let root = RootValue {
         hash: [1; 32],
         bytes: 2,
