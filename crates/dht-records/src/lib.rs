@@ -12,6 +12,7 @@ mod record;
 mod records;
 mod repo;
 mod slot;
+mod stats;
 pub mod value;
 
 #[cfg(test)]
@@ -31,3 +32,4 @@ pub use repo::{
     DeviceId, MAX_TUNNELS, RepoMetadata, RepoRecord, RootValue, TunnelEntry, TunnelValue,
 };
 pub use slot::{Leave, MAX_NAME, SLOTS, Slot, SlotIndex, SlotRoot, SlotValue};
+pub use stats::Stats;
