@@ -69,6 +69,7 @@ struct Summary {
 }
 
 impl Shard {
+    #[cfg(test)]
     pub(crate) fn records(&self) -> &BTreeMap<PathHash, Record> {
         &self.records
     }

@@ -3,6 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
 use iroh_blobs::{
     BlobFormat, Hash,
     api::{
@@ -25,6 +26,9 @@ use crate::{Error, Result};
 /// every name has its greatest length.
 const MAX_BLOB: u64 = 16 * 1024 * 1024;
 
+/// How many shards are read at the same time.
+const PARALLEL_LOADS: usize = 4;
+
 /// Contents that lie in the store, kept there by temporary tags until a name keeps them.
 pub(crate) struct Stored {
     pub(crate) root: Hash,
@@ -44,18 +48,23 @@ impl Contents {
     ) -> Result<Self> {
         let links = root_links(store, root).await?;
         let count = links.len();
-        let mut shards = Vec::with_capacity(count);
+        let known = known.filter(|known| known.shards.len() == count);
+        let mut loads = Vec::with_capacity(count);
         for (index, hash) in links.into_iter().enumerate() {
-            let known = known
-                .filter(|known| known.shards.len() == count)
-                .and_then(|known| known.shards.get(index));
+            let known = known.and_then(|known| known.shards.get(index));
             let is_known = |shard: &&Arc<Shard>| shard.blobs.is_some_and(|b| b.links == hash);
-            let shard = match known.filter(is_known) {
-                Some(shard) => shard.clone(),
-                None => Arc::new(load_shard(store, keys, hash, index, count).await?),
-            };
-            shards.push(shard);
+            let known = known.filter(is_known).cloned();
+            loads.push(async move {
+                match known {
+                    Some(shard) => Ok(shard),
+                    None => load_shard(store, keys, hash, index, count).await,
+                }
+            });
         }
+        let shards = stream::iter(loads)
+            .buffered(PARALLEL_LOADS)
+            .try_collect()
+            .await?;
         let contents = Self { shards };
         check_number(contents.len(), count)?;
         Ok(contents)
@@ -155,23 +164,38 @@ async fn load_shard(
     hash: Hash,
     index: usize,
     count: usize,
-) -> Result<Shard> {
+) -> Result<Arc<Shard>> {
     let Loaded { metadata, pairs } = load_collection(store, hash).await?;
+    let keys = keys.clone();
+    // A large list keeps a processor busy, which the caller's other tasks need.
+    let open = move || open_shard(&keys, pairs, index, count);
+    let mut shard = tokio::task::spawn_blocking(open)
+        .await
+        .map_err(|_| store_adapter::Error::Closed)??;
+    shard.blobs = Some(ShardBlobs {
+        metadata,
+        links: hash,
+    });
+    Ok(Arc::new(shard))
+}
+
+fn open_shard(
+    keys: &EntryKeys,
+    pairs: Vec<(String, Hash)>,
+    index: usize,
+    count: usize,
+) -> Result<Shard, CollectionError> {
     let mut shard = Shard::default();
     let mut last = None;
     for (name, link) in pairs {
         let record = keys.open(&name, link)?;
         let place = keys.place(&record);
         if last >= Some(place) || shard_of(&place, count) != index {
-            return Err(CollectionError::NotCanonical.into());
+            return Err(CollectionError::NotCanonical);
         }
         last = Some(place);
         shard.insert(place, record);
     }
-    shard.blobs = Some(ShardBlobs {
-        metadata,
-        links: hash,
-    });
     Ok(shard)
 }
 
