@@ -1,5 +1,8 @@
 //! The record of a group: its metadata and its members' slots.
 
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use serde::{Deserialize, Serialize};
 use veilid_core::{KeyPair, PublicKey, RecordKey};
 
@@ -9,7 +12,7 @@ use crate::error::Result;
 use crate::record::{Fetch, Layout, Published, Record, Stamped, Watch};
 use crate::records::Records;
 use crate::slot::{Leave, SLOTS, Slot, SlotContext, SlotIndex, SlotRoot, SlotValue};
-use crate::value::{Opened, ValueKey};
+use crate::value::ValueKey;
 
 #[cfg(doc)]
 use crate::error::Error;
@@ -35,7 +38,12 @@ pub struct GroupRecord {
     record: Record,
     access: GroupAccess,
     names: Option<ValueKey>,
+    verified: Arc<Mutex<Verified>>,
 }
+
+/// The slots that were opened last, each with the hash of its sealed value. In a large group only those that changed have to be
+/// opened and verified again.
+type Verified = HashMap<SlotIndex, (blake3::Hash, Stamped<SlotValue>)>;
 
 impl GroupRecord {
     /// Makes the record of a new group in the local store. Needs no network; making it twice does no harm.
@@ -75,6 +83,7 @@ impl GroupRecord {
             record,
             access,
             names,
+            verified: Arc::default(),
         }
     }
 
@@ -121,10 +130,8 @@ impl GroupRecord {
     /// # Errors
     /// [`Error::BadSignature`]; those of the value; with [`Fetch::Network`] those of the network.
     pub async fn slot(&self, index: SlotIndex, fetch: Fetch) -> Result<Option<Stamped<SlotValue>>> {
-        match self.record.read(index.get(), fetch).await? {
-            None => Ok(None),
-            Some(opened) => self.open_slot(index, &opened).await.map(Some),
-        }
+        self.record.look(index.get(), fetch).await?;
+        self.known_slot(index).await
     }
 
     /// All slots that anybody ever wrote, in ascending order. One that does not open or verify is an error in its place
@@ -146,21 +153,19 @@ impl GroupRecord {
         };
         failed.retain(|(subkey, _)| *subkey > 0);
         let mut slots = Vec::new();
+        let useless: HashSet<u32> = failed.iter().map(|(subkey, _)| *subkey).collect();
         for subkey in self.record.known().await? {
             let Ok(index) = SlotIndex::new(subkey) else {
                 continue;
             };
-            if failed.iter().any(|(failed, _)| *failed == subkey) {
+            if useless.contains(&subkey) {
                 continue;
             }
-            let slot = match self.record.cached(subkey).await {
-                Ok(None) => continue,
-                Ok(Some(opened)) => self.open_slot(index, &opened).await,
-                Err(error) => Err(error),
-            };
-            slots.push((index, slot));
+            if let Some(slot) = self.known_slot(index).await.transpose() {
+                slots.push((index, slot));
+            }
         }
-        for (subkey, error) in failed.drain(..) {
+        for (subkey, error) in failed {
             slots.push((SlotIndex::new(subkey)?, Err(error)));
         }
         slots.sort_by_key(|(index, _)| *index);
@@ -262,6 +267,7 @@ impl GroupRecord {
     /// # Errors
     /// [`Error::Veilid`]; those of the cache.
     pub async fn forget(&self) -> Result<()> {
+        self.verified().clear();
         self.record.forget().await
     }
 
@@ -274,14 +280,30 @@ impl GroupRecord {
         }
     }
 
-    async fn open_slot(&self, index: SlotIndex, opened: &Opened) -> Result<Stamped<SlotValue>> {
-        Ok(Stamped {
+    fn verified(&self) -> MutexGuard<'_, Verified> {
+        // A map that no panic leaves half changed.
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known here of a slot.
+    async fn known_slot(&self, index: SlotIndex) -> Result<Option<Stamped<SlotValue>>> {
+        let Some(sealed) = self.record.sealed(index.get()).await? else {
+            return Ok(None);
+        };
+        let hash = blake3::hash(&sealed);
+        if let Some((known, slot)) = self.verified().get(&index)
+            && *known == hash
+        {
+            return Ok(Some(slot.clone()));
+        }
+        let opened = self.record.unseal(index.get(), &sealed)?;
+        let payload = &opened.payload;
+        let slot = Stamped {
             counter: opened.counter,
-            value: self
-                .slot_context()
-                .read_payload(index, &opened.payload)
-                .await?,
-        })
+            value: self.slot_context().read_payload(index, payload).await?,
+        };
+        self.verified().insert(index, (hash, slot.clone()));
+        Ok(Some(slot))
     }
 }
 

@@ -12,6 +12,7 @@ mod record;
 mod records;
 mod repo;
 mod slot;
+mod stats;
 pub mod value;
 
 #[cfg(test)]
@@ -32,3 +33,4 @@ pub use repo::{
     TunnelValue,
 };
 pub use slot::{Leave, MAX_NAME, SLOTS, Slot, SlotIndex, SlotRoot, SlotValue};
+pub use stats::Stats;

@@ -191,21 +191,33 @@ impl Record {
     /// What is known here of a subkey.
     pub(crate) async fn cached(&self, subkey: u32) -> Result<Option<Opened>> {
         self.value_key(subkey)?;
-        match self.row(subkey, false).await? {
-            Some(row) if row.has_value() => self.unseal(subkey, &row.sealed).map(Some),
-            _ => Ok(None),
+        match self.sealed(subkey).await? {
+            Some(sealed) => self.unseal(subkey, &sealed).map(Some),
+            None => Ok(None),
         }
+    }
+
+    /// The same, sealed.
+    pub(crate) async fn sealed(&self, subkey: u32) -> Result<Option<Vec<u8>>> {
+        let row = self.row(subkey, false).await?;
+        Ok(row.filter(Cached::has_value).map(|row| row.sealed))
     }
 
     /// One subkey, from here or from the network.
     pub(crate) async fn read(&self, subkey: u32, fetch: Fetch) -> Result<Option<Opened>> {
+        self.look(subkey, fetch).await?;
+        self.cached(subkey).await
+    }
+
+    /// Brings one subkey up to what the network has, if it is to be asked.
+    pub(crate) async fn look(&self, subkey: u32, fetch: Fetch) -> Result<()> {
         self.value_key(subkey)?;
         if fetch == Fetch::Network
             && let Some((_, error)) = self.refresh(subkey..=subkey).await?.into_iter().next()
         {
             return Err(error);
         }
-        self.cached(subkey).await
+        Ok(())
     }
 
     /// Brings the cache up to what the network has: one inspection, then only what changed. Gives the subkeys whose

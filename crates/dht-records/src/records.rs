@@ -11,6 +11,7 @@ use veilid_core::{DHTSchema, OpaqueRecordKey, PublicKey, VeilidAPI, VeilidUpdate
 use crate::cache::RecordCache;
 use crate::error::{Error, Result};
 use crate::record::Core;
+use crate::stats::{Counters, Stats};
 
 /// How many events wait for a slow receiver before the oldest are dropped.
 const EVENTS: usize = 256;
@@ -102,6 +103,7 @@ pub(crate) struct Inner {
     pub(crate) api: VeilidAPI,
     pub(crate) cache: Arc<dyn RecordCache>,
     pub(crate) options: RecordsOptions,
+    pub(crate) counters: Counters,
     events: broadcast::Sender<RecordEvent>,
     ready: AtomicBool,
     // Two handles of one record share its state; a record without handles is forgotten.
@@ -127,6 +129,7 @@ impl Records {
                 api,
                 cache,
                 options,
+                counters: Counters::default(),
                 events: broadcast::Sender::new(EVENTS),
                 ready: AtomicBool::new(false),
                 cores: Mutex::default(),
@@ -143,6 +146,12 @@ impl Records {
     #[must_use]
     pub fn cache(&self) -> &Arc<dyn RecordCache> {
         &self.inner.cache
+    }
+
+    /// How often the network was asked so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.inner.counters.stats()
     }
 
     /// Takes in an update of the node. Call it for each, inside Veilid's callback: it neither blocks nor waits.

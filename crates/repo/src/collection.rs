@@ -28,6 +28,9 @@ use crate::PathError;
 /// The most entries of one repo, deleted ones included.
 pub const MAX_ENTRIES: usize = 1 << 20;
 
+/// The most shards of one collection. So its root links to at most one blob more, its list of names.
+pub const MAX_SHARDS: usize = 1024;
+
 /// How long a deletion is remembered, in seconds: 180 days. A device that was away for longer can bring a deleted file back.
 pub const TOMBSTONE_LIFETIME: u64 = 180 * 24 * 60 * 60;
 

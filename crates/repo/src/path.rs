@@ -75,7 +75,11 @@ impl EntryPath {
     /// # Errors
     /// The first rule of [`PathError`] that it breaks.
     pub fn parse(text: &str) -> Result<Self, PathError> {
-        let path: String = text.nfc().collect();
+        // Most paths are ASCII, and the tables of Unicode are slow.
+        let path = match text.is_ascii() {
+            true => text.to_owned(),
+            false => text.nfc().collect(),
+        };
         if path.is_empty() {
             return Err(PathError::Empty);
         }
@@ -120,8 +124,15 @@ impl EntryPath {
     /// are the same file.
     #[must_use]
     pub fn key(&self) -> String {
-        self.0.chars().nfd().default_case_fold().nfd().collect()
+        match self.0.is_ascii() {
+            true => self.0.to_ascii_lowercase(),
+            false => without_case(&self.0),
+        }
     }
+}
+
+fn without_case(text: &str) -> String {
+    text.chars().nfd().default_case_fold().nfd().collect()
 }
 
 impl FromStr for EntryPath {
@@ -262,6 +273,13 @@ mod tests {
         let path = EntryPath::parse("a/b/c.txt").unwrap();
         assert_eq!(path.file_name(), "c.txt");
         assert_eq!(path.components().collect::<Vec<_>>(), ["a", "b", "c.txt"]);
+    }
+
+    #[test]
+    fn ascii_needs_no_tables() {
+        let all: String = (0..128u8).map(char::from).collect();
+        assert_eq!(all.nfc().collect::<String>(), all);
+        assert_eq!(without_case(&all), all.to_ascii_lowercase());
     }
 
     #[test]

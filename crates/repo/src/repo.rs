@@ -6,7 +6,7 @@ mod publish;
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use dht_records::{DeviceId, Fetch, GroupAccess, Records, RepoRecord};
@@ -399,14 +399,18 @@ impl Repo {
     }
 
     /// All that the held collection reaches: the root, its shards, their metadata, and the blobs of the files, here or not.
-    /// Empty if there is no collection.
+    /// Empty if there is no collection. From memory, if the list is there.
     ///
     /// # Errors
     /// [`Error::Store`].
     pub async fn reachable(&self) -> Result<Vec<Hash>> {
-        match self.held_hash().await? {
-            Some(root) => Ok(self.inner.store.reachable(root).await?),
-            None => Ok(Vec::new()),
+        let Some(root) = self.held_hash().await? else {
+            return Ok(Vec::new());
+        };
+        let known = self.cached(root);
+        match known.and_then(|held| held.contents.reachable(root)) {
+            Some(reachable) => Ok(reachable),
+            None => Ok(self.inner.store.reachable(root).await?),
         }
     }
 
@@ -488,15 +492,10 @@ impl Repo {
         let Some(root) = self.held_hash().await? else {
             return Ok(None);
         };
-        let cached = self
-            .inner
-            .cache
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        if let Some(cached) = cached.as_ref().filter(|cached| cached.root == root) {
-            return Ok(Some(cached.clone()));
+        if let Some(held) = self.cached(root) {
+            return Ok(Some(held));
         }
+        let cached = self.lock_cache().clone();
         let known = cached.as_ref().map(|cached| &cached.contents);
         let contents = Contents::load(&self.inner.store, &keys.entries, root, known).await?;
         let held = Held { root, contents };
@@ -506,11 +505,20 @@ impl Repo {
 
     fn set_cache(&self, held: Option<Held>) {
         let held = held.filter(|held| held.contents.len() <= CACHED_RECORDS);
-        *self
-            .inner
+        *self.lock_cache() = held;
+    }
+
+    /// What is held, if it is in memory.
+    fn cached(&self, root: Hash) -> Option<Held> {
+        let cached = self.lock_cache();
+        cached.as_ref().filter(|held| held.root == root).cloned()
+    }
+
+    fn lock_cache(&self) -> MutexGuard<'_, Option<Held>> {
+        self.inner
             .cache
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = held;
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn import<R>(&self, path: EntryPath, data: R, options: WriteOptions) -> Result<NewEntry>

@@ -197,8 +197,10 @@ fn collections_are_as_documented() {
             shards_for(64),
             shards_for(65),
             shards_for(2048),
-            shards_for(2049)
+            shards_for(2049),
+            shards_for(32_768),
+            shards_for(32_769)
         ),
-        (1, 16, 16, 256)
+        (1, 16, 16, 256, 256, 1024)
     );
 }

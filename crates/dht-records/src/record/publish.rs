@@ -11,6 +11,7 @@ use super::merge::{self, Note};
 use super::{Record, network_seqs};
 use crate::cache::Cached;
 use crate::error::{Error, Result};
+use crate::stats::Operation;
 
 /// How often a subkey is sent in one call, where others write to it at the same time.
 const ROUNDS: usize = 8;
@@ -418,7 +419,7 @@ impl Record {
             .core
             .call(
                 self.writer.as_ref(),
-                "set",
+                Operation::Set,
                 self.core.inner.options.set,
                 |context| {
                     let (sealed, options) = (row.sealed.clone(), options.clone());
@@ -488,11 +489,16 @@ impl Record {
         let flushed = self
             .core
             // Veilid ends the wait by itself; the outer limit only covers its own delays.
-            .call(None, "flush", after + after / 2, |context| async move {
-                context
-                    .flush_dht_record(self.core.key.clone(), Some(after))
-                    .await
-            })
+            .call(
+                None,
+                Operation::Flush,
+                after + after / 2,
+                |context| async move {
+                    context
+                        .flush_dht_record(self.core.key.clone(), Some(after))
+                        .await
+                },
+            )
             .await?;
         match flushed {
             true => Ok(()),

@@ -13,6 +13,7 @@ use veilid_core::{
 use super::watch::Watchers;
 use crate::error::{Error, Result};
 use crate::records::Inner;
+use crate::stats::Operation;
 
 /// What all handles of a record share.
 pub(crate) struct Core {
@@ -93,10 +94,12 @@ impl Core {
         }
         let context = self.inner.api.routing_context()?;
         // Without a default writer: a storage node grants only 8 watches to all who open with one, and 32 to others.
-        let opened = timed("open", self.inner.options.open, async {
-            context.open_dht_record(self.key.clone(), None, None).await
-        })
-        .await;
+        let after = self.inner.options.open;
+        let opened = self
+            .timed(Operation::Open, after, async {
+                context.open_dht_record(self.key.clone(), None, None).await
+            })
+            .await;
         match (opened, owner) {
             (Ok(_), _) => {}
             (Err(Error::RecordNotFound), Some(owner)) => self.create_and_open(owner).await?,
@@ -138,7 +141,7 @@ impl Core {
     pub(super) async fn call<T, F>(
         &self,
         owner: Option<&KeyPair>,
-        name: &'static str,
+        operation: Operation,
         after: Duration,
         call: impl Fn(RoutingContext) -> F,
     ) -> Result<T>
@@ -147,13 +150,14 @@ impl Core {
     {
         self.ensure_open(owner).await?;
         let context = self.inner.api.routing_context()?;
-        match timed(name, after, call(context.clone())).await {
+        let first = self.timed(operation, after, call(context.clone()));
+        match first.await {
             Err(Error::Veilid(VeilidAPIError::InvalidArgument {
                 context: reason, ..
             })) if reason == "record not open" => {
                 *self.open.lock().await = false;
                 self.ensure_open(owner).await?;
-                timed(name, after, call(context)).await
+                self.timed(operation, after, call(context)).await
             }
             other => other,
         }
@@ -165,7 +169,7 @@ impl Core {
         let report = self
             .call(
                 None,
-                "inspect",
+                Operation::InspectHere,
                 self.inner.options.inspect,
                 |context| async move {
                     let subkeys = Some(ValueSubkeyRangeSet::single(subkey));
@@ -189,7 +193,7 @@ impl Core {
         // Of the whole record always: a range in which nothing was ever written makes Veilid ask every node it knows.
         self.call(
             None,
-            "inspect",
+            Operation::Inspect,
             self.inner.options.inspect,
             |context| async move {
                 context
@@ -200,22 +204,33 @@ impl Core {
         .await
     }
 
+    /// One subkey; without `force` one that is [`stored`](Self::stored) here.
     pub(super) async fn get(&self, subkey: u32, force: bool) -> Result<Option<ValueData>> {
-        self.call(None, "get", self.inner.options.get, |context| async move {
+        let operation = match force {
+            true => Operation::Get,
+            false => Operation::GetHere,
+        };
+        let after = self.inner.options.get;
+        self.call(None, operation, after, |context| async move {
             context.get_dht_value(self.key.clone(), subkey, force).await
         })
         .await
     }
-}
 
-async fn timed<T>(
-    operation: &'static str,
-    after: Duration,
-    call: impl Future<Output = Result<T, VeilidAPIError>>,
-) -> Result<T> {
-    match tokio::time::timeout(after, call).await {
-        Ok(result) => result.map_err(Error::from),
-        Err(_) => Err(Error::Timeout { operation, after }),
+    async fn timed<T>(
+        &self,
+        operation: Operation,
+        after: Duration,
+        call: impl Future<Output = Result<T, VeilidAPIError>>,
+    ) -> Result<T> {
+        let _under_way = self.inner.counters.begin(operation);
+        match tokio::time::timeout(after, call).await {
+            Ok(result) => result.map_err(Error::from),
+            Err(_) => Err(Error::Timeout {
+                operation: operation.name(),
+                after,
+            }),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::{Record, network_seqs};
 use crate::error::Result;
+use crate::stats::Operation;
 
 /// How long after Veilid ended a watch it is registered again.
 const REREGISTER: Duration = Duration::from_secs(2);
@@ -160,7 +161,7 @@ impl Watch {
         let asked = core
             .call(
                 None,
-                "watch",
+                Operation::Watch,
                 core.inner.options.open,
                 |context| async move {
                     context

@@ -66,6 +66,56 @@ async fn a_group_is_made_and_read_offline_and_survives_a_restart() {
 }
 
 #[tokio::test]
+async fn slots_that_were_verified_are_looked_at_again_when_they_change() {
+    let node = Node::start().await;
+    let records = records(&node).await;
+    let owner = keypair();
+    let group = GroupRecord::create(&records, owner.clone()).await.unwrap();
+    let secret = GroupSecret::from_owner(&owner.secret());
+    let replica = GroupAccess::Replica {
+        public: owner.key(),
+        locator: secret.locator(),
+    };
+    let replica = GroupRecord::attach(&records, replica).await.unwrap();
+    let index = SlotIndex::new(9).unwrap();
+    let name = async |group: &GroupRecord| {
+        let slots = group.slots(Fetch::Cached).await.unwrap();
+        let [(found, Ok(slot))] = slots.as_slice() else {
+            panic!("one slot");
+        };
+        assert_eq!(*found, index);
+        assert_eq!(
+            group.slot(index, Fetch::Cached).await,
+            Ok(Some(slot.clone()))
+        );
+        match &slot.value {
+            SlotValue::Member(slot) => slot.name.clone(),
+            _ => None,
+        }
+    };
+    let member = keypair();
+    for expected in ["Ada", "Ben"] {
+        let slot = group
+            .sign_slot(index, &member, None, Some(expected))
+            .await
+            .unwrap();
+        let _counter = group.set_slot(index, &slot.into()).await.unwrap();
+        for _ in 0..2 {
+            assert_eq!(name(&group).await.as_deref(), Some(expected));
+            // What one handle has opened, another one with fewer keys does not see.
+            assert_eq!(name(&replica).await, None);
+        }
+    }
+    let _counter = group.clear_slot(index).await.unwrap();
+    assert_eq!(name(&group).await, None);
+    group.forget().await.unwrap();
+    assert_eq!(group.slots(Fetch::Cached).await, Ok(vec![]));
+    assert_eq!(records.stats().gets, 0);
+    records.close().await;
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn without_a_network_reads_say_so_at_once() {
     let node = Node::start().await;
     let records = records(&node).await;

@@ -3,6 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
 use iroh_blobs::{
     BlobFormat, Hash,
     api::{
@@ -15,8 +16,8 @@ use iroh_blobs::{
 use store_adapter::VeilidStore;
 
 use super::{
-    CollectionError, Contents, EntryKeys, MAX_ENTRIES,
-    contents::{Shard, blobs_of, shard_name, shard_of},
+    CollectionError, Contents, EntryKeys, MAX_ENTRIES, MAX_SHARDS,
+    contents::{Shard, ShardBlobs, blobs_of, shard_name, shard_of},
     shards_for,
 };
 use crate::{Error, Result};
@@ -24,6 +25,9 @@ use crate::{Error, Result};
 /// The largest blob of a collection that is read, in bytes. A shard with its share of [`MAX_ENTRIES`] stays below it even if
 /// every name has its greatest length.
 const MAX_BLOB: u64 = 16 * 1024 * 1024;
+
+/// How many shards are read at the same time.
+const PARALLEL_LOADS: usize = 4;
 
 /// Contents that lie in the store, kept there by temporary tags until a name keeps them.
 pub(crate) struct Stored {
@@ -44,17 +48,23 @@ impl Contents {
     ) -> Result<Self> {
         let links = root_links(store, root).await?;
         let count = links.len();
-        let mut shards = Vec::with_capacity(count);
+        let known = known.filter(|known| known.shards.len() == count);
+        let mut loads = Vec::with_capacity(count);
         for (index, hash) in links.into_iter().enumerate() {
-            let known = known
-                .filter(|known| known.shards.len() == count)
-                .and_then(|known| known.shards.get(index));
-            let shard = match known.filter(|shard| shard.hash == Some(hash)) {
-                Some(shard) => shard.clone(),
-                None => Arc::new(load_shard(store, keys, hash, index, count).await?),
-            };
-            shards.push(shard);
+            let known = known.and_then(|known| known.shards.get(index));
+            let is_known = |shard: &&Arc<Shard>| shard.blobs.is_some_and(|b| b.links == hash);
+            let known = known.filter(is_known).cloned();
+            loads.push(async move {
+                match known {
+                    Some(shard) => Ok(shard),
+                    None => load_shard(store, keys, hash, index, count).await,
+                }
+            });
         }
+        let shards = stream::iter(loads)
+            .buffered(PARALLEL_LOADS)
+            .try_collect()
+            .await?;
         let contents = Self { shards };
         check_number(contents.len(), count)?;
         Ok(contents)
@@ -66,19 +76,22 @@ impl Contents {
         let mut tags = Vec::new();
         let mut root = Vec::with_capacity(count);
         for (index, shard) in self.shards.iter_mut().enumerate() {
-            let hash = match shard.hash {
-                Some(hash) => hash,
+            let blobs = match shard.blobs {
+                Some(blobs) => blobs,
                 None => {
-                    let tag = add(store, &shard.collection(keys)).await?;
-                    let hash = tag.hash();
+                    let (metadata, tag) = add(store, &shard.collection(keys)).await?;
+                    let blobs = ShardBlobs {
+                        metadata,
+                        links: tag.hash(),
+                    };
                     tags.push(tag);
-                    Arc::make_mut(shard).hash = Some(hash);
-                    hash
+                    Arc::make_mut(shard).blobs = Some(blobs);
+                    blobs
                 }
             };
-            root.push((shard_name(index, count), hash));
+            root.push((shard_name(index, count), blobs.links));
         }
-        let tag = add(store, &root.into_iter().collect()).await?;
+        let (_, tag) = add(store, &root.into_iter().collect()).await?;
         let root = tag.hash();
         tags.push(tag);
         Ok(Stored { root, _tags: tags })
@@ -108,7 +121,7 @@ impl Shape {
         let mut seen = HashSet::new();
         for hash in &links {
             let shard = load_collection(store, *hash).await?;
-            for (_, link) in shard {
+            for (_, link) in shard.pairs {
                 entries += 1;
                 if link != Hash::EMPTY {
                     shape.files += 1;
@@ -148,12 +161,12 @@ fn check_number(entries: usize, shards: usize) -> Result<(), CollectionError> {
     Ok(())
 }
 
-/// The shards that a root links to, 1, 16 or 256 of them.
+/// The shards that a root links to, 1, 16, 256 or 1,024 of them.
 async fn root_links(store: &Store, root: Hash) -> Result<Vec<Hash>> {
-    let collection = load_collection(store, root).await?;
+    let collection = load_collection(store, root).await?.pairs;
     let count = collection.len();
     let is_named = |(index, (name, _)): (usize, &(String, Hash))| *name == shard_name(index, count);
-    if !matches!(count, 1 | 16 | 256) || !collection.iter().enumerate().all(is_named) {
+    if !matches!(count, 1 | 16 | 256 | MAX_SHARDS) || !collection.iter().enumerate().all(is_named) {
         return Err(CollectionError::UnknownFormat { hash: root }.into());
     }
     Ok(collection.into_iter().map(|(_, link)| link).collect())
@@ -165,26 +178,51 @@ async fn load_shard(
     hash: Hash,
     index: usize,
     count: usize,
-) -> Result<Shard> {
-    let mut shard = Shard {
-        hash: Some(hash),
-        ..Shard::default()
-    };
+) -> Result<Arc<Shard>> {
+    let Loaded { metadata, pairs } = load_collection(store, hash).await?;
+    let keys = keys.clone();
+    // A large list keeps a processor busy, which the caller's other tasks need.
+    let open = move || open_shard(&keys, pairs, index, count);
+    let mut shard = tokio::task::spawn_blocking(open)
+        .await
+        .map_err(|_| store_adapter::Error::Closed)??;
+    shard.blobs = Some(ShardBlobs {
+        metadata,
+        links: hash,
+    });
+    Ok(Arc::new(shard))
+}
+
+fn open_shard(
+    keys: &EntryKeys,
+    pairs: Vec<(String, Hash)>,
+    index: usize,
+    count: usize,
+) -> Result<Shard, CollectionError> {
+    let mut shard = Shard::default();
     let mut last = None;
-    for (name, link) in load_collection(store, hash).await? {
+    for (name, link) in pairs {
         let record = keys.open(&name, link)?;
         let place = keys.place(&record);
         if last >= Some(place) || shard_of(&place, count) != index {
-            return Err(CollectionError::NotCanonical.into());
+            return Err(CollectionError::NotCanonical);
         }
         last = Some(place);
-        shard.records.insert(place, record);
+        shard.insert(place, record);
     }
     Ok(shard)
 }
 
+/// One of iroh's collections.
+struct Loaded {
+    /// The hash of its list of names.
+    metadata: Hash,
+    /// Names and links.
+    pairs: Vec<(String, Hash)>,
+}
+
 /// One of iroh's collections, with more care than its own `load` takes: sizes are bounded, and there is one encoding only.
-async fn load_collection(store: &Store, hash: Hash) -> Result<Vec<(String, Hash)>> {
+async fn load_collection(store: &Store, hash: Hash) -> Result<Loaded> {
     let not = || CollectionError::NotACollection { hash };
     let links = load_blob(store, hash).await?;
     let sequence = HashSeq::new(links.clone()).ok_or_else(not)?;
@@ -203,7 +241,10 @@ async fn load_collection(store: &Store, hash: Hash) -> Result<Vec<(String, Hash)
     if blobs_of(&pairs.iter().cloned().collect::<Collection>()) != [metadata, links] {
         return Err(not().into());
     }
-    Ok(pairs)
+    Ok(Loaded {
+        metadata: metadata_hash,
+        pairs,
+    })
 }
 
 async fn load_blob(store: &Store, hash: Hash) -> Result<Bytes> {
@@ -216,8 +257,8 @@ async fn load_blob(store: &Store, hash: Hash) -> Result<Bytes> {
     }
 }
 
-/// Stores a collection. The tag on its sequence keeps the metadata as well.
-async fn add(store: &Store, collection: &Collection) -> Result<TempTag> {
+/// Stores a collection, and gives the hash of its metadata. The tag on its sequence keeps the metadata as well.
+async fn add(store: &Store, collection: &Collection) -> Result<(Hash, TempTag)> {
     let [metadata, links] = blobs_of(collection);
     let metadata = store.add_bytes(metadata).temp_tag().await.map_err(blobs)?;
     let links = AddBytesOptions {
@@ -229,8 +270,7 @@ async fn add(store: &Store, collection: &Collection) -> Result<TempTag> {
         .temp_tag()
         .await
         .map_err(blobs)?;
-    drop(metadata);
-    Ok(tag)
+    Ok((metadata.hash(), tag))
 }
 
 /// What iroh-blobs reports, as the store's error.

@@ -2,12 +2,16 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use dht_records::{ContentKey, DeviceId};
 use iroh_blobs::format::collection::Collection;
 use proptest::prelude::*;
 use veilid_core::{BarePublicKey, CRYPTO_KIND_VLD0, PublicKey};
 
-use super::{contents::blobs_of, *};
+use super::{
+    contents::{blobs_of, shard_name},
+    *,
+};
 use crate::EntryPath;
 
 fn repo(seed: u8) -> PublicKey {
@@ -160,7 +164,7 @@ fn the_longest_entry_fits() {
     assert_eq!(keys.open(&name, record.link()).unwrap(), record);
     // So that a shard with its share of the greatest number stays below the bound for blobs.
     assert!(
-        name.len() * (MAX_ENTRIES / 256) < 16 * 1024 * 1024 * 3 / 4,
+        name.len() * (MAX_ENTRIES / MAX_SHARDS) < 16 * 1024 * 1024 * 3 / 4,
         "{}",
         name.len()
     );
@@ -174,7 +178,9 @@ fn shards_follow_from_the_number_of_entries() {
         (65, 16),
         (2048, 16),
         (2049, 256),
-        (MAX_ENTRIES, 256),
+        (32_768, 256),
+        (32_769, 1024),
+        (MAX_ENTRIES, 1024),
     ] {
         assert_eq!(shards_for(entries), shards);
     }
@@ -189,13 +195,9 @@ fn shards_follow_from_the_number_of_entries() {
     let path = EntryPath::parse("file 7").unwrap();
     let place = keys().path_hash(&path);
     assert!(contents.file(&keys(), &path).is_some());
-    for shard in &contents.shards {
-        let places: Vec<_> = shard.records.keys().collect();
-        assert!(places.is_sorted());
-    }
     let (mut low, mut high) = (0, 0);
     for (index, shard) in contents.shards.iter().enumerate() {
-        for place in shard.records.keys() {
+        for place in shard.records().keys() {
             assert_eq!(usize::from(place[0]), index);
             if index < 128 { low += 1 } else { high += 1 }
         }
@@ -211,6 +213,43 @@ fn the_root_of_a_large_repo_is_small() {
     assert_eq!(blobs.len(), 2 * 257);
     let root: usize = blobs[512..].iter().map(|blob| blob.len()).sum();
     assert!(root < 10 * 1024, "{root}");
+    // The largest one.
+    let links = (0..MAX_SHARDS).map(|index| (shard_name(index, MAX_SHARDS), Hash::EMPTY));
+    let root: usize = blobs_of(&links.collect()).iter().map(Bytes::len).sum();
+    assert!(root < 40 * 1024, "{root}");
+}
+
+#[test]
+fn a_large_repo_has_more_shards() {
+    let mut large = contents((0..32_768).map(|index| file(&format!("file {index}"), 1, 1)));
+    assert_eq!(large.shards.len(), 256);
+    large.merge(&keys(), [file("one more", 2, 1)]).unwrap();
+    assert_eq!(large.shards.len(), 1024);
+    assert_eq!(large.len(), 32_769);
+    for (index, shard) in large.shards.iter().enumerate() {
+        for place in shard.records().keys() {
+            // The first ten bits.
+            let first = usize::from(place[0]) << 2 | usize::from(place[1]) >> 6;
+            assert_eq!(first, index);
+        }
+    }
+    assert_eq!(shard_name(0x2af, 1024), "1.2af");
+    assert_eq!(large.totals(), (32_769, 32_768 * 1000 + 2000));
+    assert_eq!(
+        large.next_version(DeviceId([9; 16])).unwrap(),
+        version(3, 9)
+    );
+    // Another one changes one shard, and a copy shares the rest.
+    let before = large.clone();
+    large.merge(&keys(), [file("another", 3, 1)]).unwrap();
+    let changed = large
+        .shards
+        .iter()
+        .zip(&before.shards)
+        .filter(|(new, old)| !std::sync::Arc::ptr_eq(new, old))
+        .count();
+    assert_eq!(changed, 1);
+    assert_eq!(large.totals(), (32_770, 32_768 * 1000 + 5000));
 }
 
 #[test]
@@ -391,6 +430,12 @@ async fn contents_come_back_from_the_store_and_unchanged_shards_are_taken_over()
         .await
         .unwrap();
     assert_eq!(again, one);
+    // What is known in memory is what the store finds.
+    for contents in [&one, &again] {
+        let known = contents.reachable(second.root).unwrap();
+        let found = store.reachable(second.root).await.unwrap();
+        assert_eq!(known, found);
+    }
     let shared = again
         .shards
         .iter()

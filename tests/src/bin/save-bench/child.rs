@@ -1,9 +1,11 @@
 //! The process of a device: a Veilid node with the project's stack on it, as `save-backend` builds it, that does what the bench asks.
 
 mod serve;
+mod slots;
 mod work;
 
 use std::{
+    collections::HashMap,
     io::Write,
     path::{Path, PathBuf},
     sync::{Arc, MutexGuard, OnceLock, PoisonError},
@@ -12,7 +14,7 @@ use std::{
 
 use clap::Parser;
 use devnet::NetworkSettings;
-use dht_records::{DeviceId, Records, TableCache};
+use dht_records::{DeviceId, GroupRecord, Records, TableCache};
 use group::{Group, GroupContext, Ledger, Serving};
 use repo::SystemClock;
 use serde::Serialize;
@@ -57,6 +59,10 @@ struct Device {
     raw: Mutex<Option<RouteBlob>>,
     served: Mutex<Option<Arc<tunnels::Listener>>>,
     session: Mutex<Option<serve::ToServer>>,
+    /// Groups whose members are all made here, by the owner's key pair.
+    slots: Mutex<HashMap<String, slots::Slots>>,
+    /// Records of groups that are read here.
+    read: Mutex<HashMap<String, GroupRecord>>,
     updates: Arc<Updates>,
 }
 
@@ -172,6 +178,8 @@ impl Device {
             raw: Mutex::default(),
             served: Mutex::default(),
             session: Mutex::default(),
+            slots: Mutex::default(),
+            read: Mutex::default(),
             updates,
         })
     }
@@ -197,6 +205,11 @@ impl Device {
             Request::Call(call) => value(calls::make(&self.api, call).await?),
             Request::Serve => value(self.serve().await?),
             Request::Stream { route, bytes } => value(self.stream(route, bytes).await?),
+            Request::WriteSlots { members } => value(self.write_slots(members).await?),
+            Request::ChangeSlot { owner } => value(self.change_slot(&owner).await?),
+            Request::ReadSlots { owner } => value(self.read_slots(&owner).await?),
+            Request::ForgetSlots { owner } => value(self.forget_slots(&owner).await?),
+            Request::ReadSlotsBare { owner } => value(self.read_slots_bare(&owner).await?),
             Request::Chaos { preset } => {
                 let command = match preset {
                     Some(preset) => format!("chaos preset {}", preset.name()),
@@ -248,7 +261,7 @@ fn device_id(file: &Path) -> Result<DeviceId> {
 }
 
 /// A line of this process's status, in KiB.
-fn status(line: &str) -> Result<u64> {
+pub(crate) fn status(line: &str) -> Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let value = status
         .lines()

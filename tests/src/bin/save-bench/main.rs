@@ -9,6 +9,7 @@ mod links;
 mod protocol;
 mod report;
 mod rest;
+mod scale;
 mod store;
 
 use std::{
@@ -122,6 +123,26 @@ const FIGURES: &[(&str, &str)] = &[
         "what passes the link of a device in one group in which nothing happens, in kB a minute; the baseline is a node without a group, and less is better",
     ),
     (
+        "members_cold_10",
+        "reading the 10 members of a group whose record the device has never seen, in calls on Veilid; the baseline are as few bare calls as there can be, and less is better",
+    ),
+    ("members_cold_100", "the same for 100 members"),
+    ("members_cold", "the same for 1,000"),
+    (
+        "list_cached_100",
+        "the list of a repo of 100 files, the first time after a start without a network, in milliseconds; the baseline reads the same blobs and opens nothing, and less is better",
+    ),
+    ("list_cached_1000", "the same for 1,000 files"),
+    ("list_cached_10000", "the same for 10,000"),
+    ("list_cached", "the same for 100,000"),
+    (
+        "put_one_more_100",
+        "what one more file in a repo of 100 adds to the store beside its own bytes, in bytes; the baseline is the whole list, and less is better",
+    ),
+    ("put_one_more_1000", "the same with 1,000 files"),
+    ("put_one_more_10000", "the same with 10,000"),
+    ("put_one_more", "the same with 100,000"),
+    (
         "store_import_large",
         "storing one blob of 1 GiB, until it would survive a power cut, in MB/s; the baseline of all that is stored is iroh's file store",
     ),
@@ -158,7 +179,7 @@ fn names() -> Vec<&'static str> {
                 .map(|(at, _)| &figure[..at])
                 .chain([*figure])
         })
-        .chain([STORE_MEMORY_CHILD])
+        .chain([STORE_MEMORY_CHILD, scale::NAME])
         .collect();
     names.sort_unstable();
     names.dedup();
@@ -170,7 +191,10 @@ fn figures() -> String {
         .iter()
         .map(|(name, says)| format!("\n  {name}: {says}"))
         .collect();
-    format!("Figures:{lines}")
+    let scale = scale::NAME;
+    format!(
+        "Figures:{lines}\n\n  {scale}: members_cold, list_cached and put_one_more, in all sizes"
+    )
 }
 
 impl Arguments {
@@ -183,6 +207,9 @@ impl Arguments {
         let Some(name) = self.name.as_deref() else {
             return true;
         };
+        if name == scale::NAME {
+            return scale::has(figure);
+        }
         if FIGURES.iter().any(|(known, _)| *known == name) {
             return figure == name;
         }
@@ -202,11 +229,11 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let done = if std::env::args_os()
-        .nth(1)
-        .is_some_and(|first| first == CHILD)
-    {
+    let first = std::env::args_os().nth(1).unwrap_or_default();
+    let done = if first == CHILD {
         runtime.block_on(child::run())
+    } else if first == scale::CHILD {
+        runtime.block_on(scale::child())
     } else {
         runtime.block_on(run(&Arguments::parse()))
     };
@@ -244,6 +271,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
     if arguments.wants("idle") {
         rest::idle(arguments).await?;
     }
+    scale::run(arguments).await?;
     store::run(arguments).await
 }
 

@@ -48,6 +48,16 @@ pub(crate) enum Request {
     Serve,
     /// Reads bytes through one stream of a tunnel over this route: how long that took, in seconds.
     Stream { route: Vec<u8>, bytes: usize },
+    /// Makes a group of so many members and publishes their slots: the owner's key pair.
+    WriteSlots { members: usize },
+    /// Changes the slot of one member of such a group and publishes it: nothing.
+    ChangeSlot { owner: String },
+    /// Reads the members of a group from the network: [`SlotsRead`].
+    ReadSlots { owner: String },
+    /// Forgets the record of a group that was read: nothing.
+    ForgetSlots { owner: String },
+    /// Reads the slots of a group in bare calls on Veilid, and forgets its record: [`SlotsRead`].
+    ReadSlotsBare { owner: String },
     /// Simulates a bad link inside the node from now on, or a good one again: nothing.
     Chaos { preset: Option<ChaosPreset> },
     /// What the node did so far: [`Counts`].
@@ -127,6 +137,21 @@ pub(crate) struct Called {
     pub(crate) seconds: f64,
     /// Calls that were answered.
     pub(crate) answered: usize,
+}
+
+/// What reading the slots of a group took.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct SlotsRead {
+    /// Members that were found.
+    pub(crate) members: usize,
+    /// Calls on Veilid, and those of them that read a subkey.
+    pub(crate) calls: u64,
+    pub(crate) gets: u64,
+    /// The most calls that were under way at one time since the device was started.
+    pub(crate) most_at_once: u64,
+    pub(crate) milliseconds: f64,
+    /// Reading them once more from what is here.
+    pub(crate) here_milliseconds: f64,
 }
 
 /// What a node did since it was started.

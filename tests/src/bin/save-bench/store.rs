@@ -209,12 +209,12 @@ impl Deref for Opened {
 }
 
 /// A Veilid node that is never attached to a network.
-struct Node {
-    api: VeilidAPI,
+pub(crate) struct Node {
+    pub(crate) api: VeilidAPI,
 }
 
 impl Node {
-    async fn start(dir: &Path) -> Result<Self> {
+    pub(crate) async fn start(dir: &Path) -> Result<Self> {
         let dir = dir.join("node");
         let path = dir.to_str().ok_or("the directory's path is no text")?;
         let mut config = VeilidConfig::new("bench", "bench", "org", Some(path), Some(path));
@@ -225,18 +225,18 @@ impl Node {
         Ok(Self { api })
     }
 
-    async fn open(&self, dir: &Path) -> Result<VeilidStore> {
+    pub(crate) async fn open(&self, dir: &Path) -> Result<VeilidStore> {
         let options = StoreOptions::default().with_protection(Protection::Insecure);
         Ok(VeilidStore::open(&self.api, dir, options).await?)
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.api.shutdown().await;
     }
 }
 
 /// A directory for everything that is stored.
-fn directory(arguments: &Arguments) -> Result<TempDir> {
+pub(crate) fn directory(arguments: &Arguments) -> Result<TempDir> {
     let below = match &arguments.dir {
         Some(dir) => {
             std::fs::create_dir_all(dir)?;
