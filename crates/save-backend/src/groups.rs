@@ -138,6 +138,7 @@ impl Backend {
     /// [`Error::Group`] when nobody on the network knows the group; nothing is remembered then.
     pub async fn join_group(&self, link: &Link, me: &str) -> Result<GroupInfo> {
         check_name("member's name", me, dht_records::MAX_NAME)?;
+        link.check_expiry(self.inner.context.clock.now())?;
         let access = self.access(link)?;
         let id = GroupId(access.public_key());
         let _one_at_a_time = self.inner.joining.lock().await;

@@ -6,6 +6,7 @@
 
 mod codec;
 mod error;
+mod extension;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use veilid_core::{BareSecretKey, CryptoKind, KeyPair, PublicKey, SecretKey};
 use zeroize::Zeroizing;
 
 pub use error::{LinkError, LinkPart};
+pub use extension::{LabelProblem, LinkExtension, MAX_LABEL, check_label};
 
 /// The link version that this build writes and understands.
 pub const LINK_VERSION: u32 = 1;
@@ -110,6 +112,8 @@ pub struct Link {
     public: Vec<u8>,
     /// The kind's secrets, extensions.
     secret: Zeroizing<Vec<u8>>,
+    /// What is in the extensions of the public payload.
+    known: extension::Known,
 }
 
 /// What a link grants, as raw 32-byte keys; wiped on drop.
@@ -243,12 +247,55 @@ impl Link {
         if !veilid_core::VALID_CRYPTO_KINDS.contains(&crypto) {
             return Err(LinkError::UnknownCrypto);
         }
+        let known = extension::Known::read(&extensions(kind, &public)?)?;
         Ok(Self {
             kind,
             crypto,
             public,
             secret,
+            known,
         })
+    }
+
+    /// The same link, to be refused by programs from this time on (in seconds since 1970); in place of another time, if it has one.
+    ///
+    /// That is a courtesy of honest programs, no lock: the keys in the link stay what they are, and whoever has it can take the
+    /// expiry out.
+    ///
+    /// # Errors
+    /// [`LinkError::NoRoom`], only for links with extensions of a newer version.
+    pub fn with_expiry(self, at: u64) -> Result<Self, LinkError> {
+        self.with(LinkExtension::Expiry, &at.to_be_bytes())
+    }
+
+    /// The same link with a label of at most [`MAX_LABEL`] bytes, without the white space around it; in place of another one, if it has one.
+    /// The label stands in the public part, where everybody who sees the link can read it.
+    ///
+    /// # Errors
+    /// [`LinkError::Label`]; [`LinkError::NoRoom`], only for links with extensions of a newer version.
+    pub fn with_label(self, label: &str) -> Result<Self, LinkError> {
+        let label = check_label(label).map_err(|problem| LinkError::Label { problem })?;
+        self.with(LinkExtension::Label, label.as_bytes())
+    }
+
+    fn with(self, extension: LinkExtension, value: &[u8]) -> Result<Self, LinkError> {
+        let number = extension.number();
+        let mut fields = extensions(self.kind, &self.public)?;
+        fields.retain(|(other, _)| *other != number);
+        // In the order of their types, so that equal links are equal texts however they were made.
+        let place = fields.iter().position(|(other, _)| *other > number);
+        fields.insert(place.unwrap_or(fields.len()), (number, value));
+        let mut public = self.public.clone();
+        public.truncate(self.kind.public_fields());
+        for (number, value) in fields {
+            let length = u8::try_from(value.len()).map_err(|_| LinkError::NoRoom { extension })?;
+            public.extend_from_slice(&[number, length]);
+            public.extend_from_slice(value);
+        }
+        if public.len() > MAX_PAYLOAD {
+            return Err(LinkError::NoRoom { extension });
+        }
+        Self::from_payloads(self.kind, public, self.secret)
     }
 
     /// Reads a link. White space around it is ignored, upper and lower case are the same, and `$` may stand for `#`.
@@ -270,6 +317,29 @@ impl Link {
             self.crypto,
             veilid_core::BarePublicKey::new(&self.public_field()),
         )
+    }
+
+    /// From when on the link is refused, in seconds since 1970, if it expires at all.
+    pub fn expires_at(&self) -> Option<u64> {
+        self.known.expiry
+    }
+
+    /// What the link is called. It was written by whoever made the link, and may have characters in it that change the
+    /// reading direction.
+    pub fn label(&self) -> Option<&str> {
+        self.known.label.as_deref()
+    }
+
+    /// Refuses a link that has expired. Parsing does not, because it has no clock; [`Backend::join_group`](crate::Backend::join_group)
+    /// does.
+    ///
+    /// # Errors
+    /// [`LinkError::Expired`] if `now` (in seconds since 1970) is the time of the expiry or later.
+    pub fn check_expiry(&self, now: u64) -> Result<(), LinkError> {
+        match self.expires_at() {
+            Some(at) if at <= now => Err(LinkError::Expired { at }),
+            _ => Ok(()),
+        }
     }
 
     /// What this link grants, with its keys.
@@ -365,6 +435,16 @@ impl Link {
             .map(|key| Zeroizing::new(*key))
             .expect("a link is only built with its fixed fields present")
     }
+}
+
+/// The extensions of a public payload, which the codec has checked.
+fn extensions(kind: LinkKind, public: &[u8]) -> Result<Vec<(u8, &[u8])>, LinkError> {
+    public
+        .get(kind.public_fields()..)
+        .and_then(extension::split)
+        .ok_or(LinkError::Payload {
+            part: LinkPart::Public,
+        })
 }
 
 fn pair(public: PublicKey, secret: &Zeroizing<[u8; 32]>) -> KeyPair {

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::{LINK_VERSION, LinkKind};
+use super::{LINK_VERSION, LabelProblem, LinkExtension, LinkKind};
+use crate::UtcTime;
 
 /// Which part of a link an error is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,6 +86,36 @@ pub enum LinkError {
     /// The link's keys belong to a cryptosystem that this version does not know. Update.
     #[error("this link uses a cryptosystem that this program does not know")]
     UnknownCrypto,
+    /// The link has an extension twice: whoever made it made it wrong.
+    #[error("this link was made wrongly: it has more than one {extension}")]
+    Repeated {
+        /// What it has twice.
+        extension: LinkExtension,
+    },
+    /// The link's expiry is no number of 8 bytes: whoever made it made it wrong.
+    #[error("this link was made wrongly: its expiry has {bytes} bytes instead of 8")]
+    ExpiryLength {
+        /// How many it has.
+        bytes: usize,
+    },
+    /// What stands in the link as its label, or was to become it, is none.
+    #[error("the link's label cannot be used: {problem}")]
+    Label {
+        /// What is wrong with it.
+        problem: LabelProblem,
+    },
+    /// The link has so many extensions of a newer version that another one cannot be added.
+    #[error("this link is too long already: there is no room for its {extension}")]
+    NoRoom {
+        /// What was to be added.
+        extension: LinkExtension,
+    },
+    /// The link was good until a time that is over. Ask for a new one.
+    #[error("this link has expired: it was good until {} UTC", UtcTime(*.at))]
+    Expired {
+        /// From when on it is refused, in seconds since 1970.
+        at: u64,
+    },
     /// The secret in the link does not belong to its public key: whoever made it made it wrong.
     #[error("this link was made wrongly: its secret does not belong to its public key")]
     KeyMismatch,
@@ -99,7 +130,7 @@ pub enum LinkError {
 }
 
 impl LinkError {
-    /// Always `false`: the same text gives the same error.
+    /// Always `false`: the same text gives the same error, and what has expired stays so.
     pub fn is_retryable(&self) -> bool {
         false
     }
