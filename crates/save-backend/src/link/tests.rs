@@ -276,7 +276,7 @@ fn the_qr_form_fits_the_alphanumeric_alphabet() {
         let fits =
             |c: char| c.is_ascii_digit() || c.is_ascii_uppercase() || " $%*+-./:".contains(c);
         assert!(text.chars().all(fits));
-        // 154 characters are a version 7 code with error correction M.
+        // 154 characters are a version 6 code with error correction M.
         assert!(kind == LinkKind::Device || text.len() <= 154);
     }
 }
