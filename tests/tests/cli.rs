@@ -107,6 +107,7 @@ async fn bad_input_is_named_and_loses_nothing() {
         let public = Link::parse(&good).unwrap().public_key();
         Link::reader(&public, &[7; 32]).unwrap().expose()
     };
+    let expired = Link::parse(&good).unwrap().with_expiry(1).unwrap().expose();
     let (head, tail) = good.split_at(good.len() - 20);
     let wrong = if tail.starts_with('a') { "b" } else { "a" };
     for (text, said) in [
@@ -115,6 +116,7 @@ async fn bad_input_is_named_and_loses_nothing() {
         (good.replace(":1/", ":2/"), "newer"),
         (good.replace("/member/", "/owner/"), "'owner'"),
         (reader.to_string(), "reader"),
+        (expired.to_string(), "expired"),
     ] {
         let (code, kind, message) = failure(join(&ben, &text).await);
         assert_eq!((code, kind.as_str()), (6, "bad_link"), "{message}");

@@ -141,6 +141,7 @@ impl Backend {
     /// [`Error::Group`] when nobody on the network knows the group; nothing is remembered then.
     pub async fn join_group(&self, link: &Link, me: &str) -> Result<GroupInfo> {
         check_name("member's name", me, dht_records::MAX_NAME)?;
+        link.check_expiry(self.inner.context.clock.now())?;
         let (access, repo) = self.access(link)?;
         self.join_with(access, repo, me).await
     }

@@ -16,6 +16,7 @@ pub mod link;
 mod settings;
 mod state;
 mod sync;
+mod time;
 mod wipe;
 
 pub use backend::{Backend, GroupStatus, Status};
@@ -32,4 +33,5 @@ pub use repo::{Clock, Entry, EntryPath, FileReader, PathError, SystemClock};
 pub use settings::NetworkSettings;
 pub use store_adapter::{GcReport, Hash, VerifyProgress, VerifyReport};
 pub use sync::RepoSync;
+pub use time::UtcTime;
 pub use veilid_core::PublicKey;

@@ -5,6 +5,8 @@
 //! after the `#`, and upper-casing the link (with `$` for `#`) gives a form for QR codes.
 
 mod codec;
+mod error;
+mod extension;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +15,9 @@ use std::str::FromStr;
 
 use veilid_core::{BareSecretKey, CryptoKind, KeyPair, PublicKey, SecretKey};
 use zeroize::Zeroizing;
+
+pub use error::{LinkError, LinkPart};
+pub use extension::{LabelProblem, LinkExtension, MAX_LABEL, check_label};
 
 /// The link version that this build writes and understands.
 pub const LINK_VERSION: u32 = 1;
@@ -80,118 +85,6 @@ impl fmt::Display for LinkKind {
     }
 }
 
-/// Which part of a link an error is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum LinkPart {
-    /// The number after `save+dweb:`.
-    Version,
-    /// The word that names the kind.
-    Kind,
-    /// The part before the `#`.
-    Public,
-    /// The `#` itself.
-    Separator,
-    /// The part after the `#`.
-    Secret,
-}
-
-impl fmt::Display for LinkPart {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Version => "the version",
-            Self::Kind => "the kind",
-            Self::Public => "the part before the '#'",
-            Self::Separator => "the '#'",
-            Self::Secret => "the part after the '#'",
-        })
-    }
-}
-
-/// Why a text is not a usable link. No variant ever holds a secret.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum LinkError {
-    /// The text does not begin with `save+dweb:` (or is far too long): it is something else altogether.
-    /// Ask for the link again.
-    #[error("this is not a link: it does not begin with 'save+dweb:'")]
-    NotALink,
-    /// The link was made by a newer version of Save. Update, or ask for a link made by this version.
-    #[error(
-        "this link has version {version}, and this program understands {LINK_VERSION}: a newer one is needed"
-    )]
-    Newer {
-        /// The version in the link.
-        version: u32,
-    },
-    /// The kind is none that this version knows: mistyped, or from a newer Save.
-    #[error("this link is of a kind that this program does not know: '{kind}'")]
-    UnknownKind {
-        /// The word in the link, at most 16 characters of it.
-        kind: String,
-    },
-    /// The end of the link is missing. Copy it again, to the end.
-    #[error("this link is cut short in {part}: its end is missing")]
-    CutShort {
-        /// Where it ends too early.
-        part: LinkPart,
-    },
-    /// A character is wrong, missing or one too many. Copy the link again.
-    #[error("this link is mistyped in {part}{}", AtPosition(*.position))]
-    Mistyped {
-        /// Where the mistake is.
-        part: LinkPart,
-        /// The place of the wrong character where it is known, counted from 1 over the trimmed link.
-        position: Option<usize>,
-    },
-    /// A complete link, followed by something else. Take away what follows.
-    #[error(
-        "this link is followed by something that does not belong to it, from character {position} on"
-    )]
-    TrailingJunk {
-        /// Where the link is over, counted from 1 over the trimmed link.
-        position: usize,
-    },
-    /// The checksum is right, but what it protects is not what this kind of link holds: whoever made it made it wrong.
-    #[error("this link was made wrongly: {part} does not hold what a link of its kind holds")]
-    Payload {
-        /// The part that holds something else.
-        part: LinkPart,
-    },
-    /// The link's keys belong to a cryptosystem that this version does not know. Update.
-    #[error("this link uses a cryptosystem that this program does not know")]
-    UnknownCrypto,
-    /// The secret in the link does not belong to its public key: whoever made it made it wrong.
-    #[error("this link was made wrongly: its secret does not belong to its public key")]
-    KeyMismatch,
-    /// A sound link of a kind that does not do what it was given for.
-    #[error("this is a {got} link, and a {wanted} link is needed here")]
-    WrongKind {
-        /// The kind of the link.
-        got: LinkKind,
-        /// The kind that would do.
-        wanted: LinkKind,
-    },
-}
-
-impl LinkError {
-    /// Always `false`: the same text gives the same error.
-    pub fn is_retryable(&self) -> bool {
-        false
-    }
-}
-
-struct AtPosition(Option<usize>);
-
-impl fmt::Display for AtPosition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(position) => write!(f, ", at character {position}"),
-            None => Ok(()),
-        }
-    }
-}
-
 const KIND_BYTES: usize = 4;
 const KEY_BYTES: usize = 32;
 /// What a payload may hold in all, fixed fields and extensions.
@@ -219,6 +112,8 @@ pub struct Link {
     public: Vec<u8>,
     /// The kind's secrets, extensions.
     secret: Zeroizing<Vec<u8>>,
+    /// What is in the extensions of the public payload.
+    known: extension::Known,
 }
 
 /// What a link grants, as raw 32-byte keys; wiped on drop.
@@ -352,12 +247,55 @@ impl Link {
         if !veilid_core::VALID_CRYPTO_KINDS.contains(&crypto) {
             return Err(LinkError::UnknownCrypto);
         }
+        let known = extension::Known::read(&extensions(kind, &public)?)?;
         Ok(Self {
             kind,
             crypto,
             public,
             secret,
+            known,
         })
+    }
+
+    /// The same link, to be refused by programs from this time on (in seconds since 1970); in place of another time, if it has one.
+    ///
+    /// That is a courtesy of honest programs, no lock: the keys in the link stay what they are, and whoever has it can take the
+    /// expiry out.
+    ///
+    /// # Errors
+    /// [`LinkError::NoRoom`], only for links with extensions of a newer version.
+    pub fn with_expiry(self, at: u64) -> Result<Self, LinkError> {
+        self.with(LinkExtension::Expiry, &at.to_be_bytes())
+    }
+
+    /// The same link with a label of at most [`MAX_LABEL`] bytes, without the white space around it; in place of another one, if it has one.
+    /// The label stands in the public part, where everybody who sees the link can read it.
+    ///
+    /// # Errors
+    /// [`LinkError::Label`]; [`LinkError::NoRoom`], only for links with extensions of a newer version.
+    pub fn with_label(self, label: &str) -> Result<Self, LinkError> {
+        let label = check_label(label).map_err(|problem| LinkError::Label { problem })?;
+        self.with(LinkExtension::Label, label.as_bytes())
+    }
+
+    fn with(self, extension: LinkExtension, value: &[u8]) -> Result<Self, LinkError> {
+        let number = extension.number();
+        let mut fields = extensions(self.kind, &self.public)?;
+        fields.retain(|(other, _)| *other != number);
+        // In the order of their types, so that equal links are equal texts however they were made.
+        let place = fields.iter().position(|(other, _)| *other > number);
+        fields.insert(place.unwrap_or(fields.len()), (number, value));
+        let mut public = self.public.clone();
+        public.truncate(self.kind.public_fields());
+        for (number, value) in fields {
+            let length = u8::try_from(value.len()).map_err(|_| LinkError::NoRoom { extension })?;
+            public.extend_from_slice(&[number, length]);
+            public.extend_from_slice(value);
+        }
+        if public.len() > MAX_PAYLOAD {
+            return Err(LinkError::NoRoom { extension });
+        }
+        Self::from_payloads(self.kind, public, self.secret)
     }
 
     /// Reads a link. White space around it is ignored, upper and lower case are the same, and `$` may stand for `#`.
@@ -379,6 +317,29 @@ impl Link {
             self.crypto,
             veilid_core::BarePublicKey::new(&self.public_field()),
         )
+    }
+
+    /// From when on the link is refused, in seconds since 1970, if it expires at all.
+    pub fn expires_at(&self) -> Option<u64> {
+        self.known.expiry
+    }
+
+    /// What the link is called. It was written by whoever made the link, and may have characters in it that change the
+    /// reading direction.
+    pub fn label(&self) -> Option<&str> {
+        self.known.label.as_deref()
+    }
+
+    /// Refuses a link that has expired. Parsing does not, because it has no clock; [`Backend::join_group`](crate::Backend::join_group)
+    /// does.
+    ///
+    /// # Errors
+    /// [`LinkError::Expired`] if `now` (in seconds since 1970) is the time of the expiry or later.
+    pub fn check_expiry(&self, now: u64) -> Result<(), LinkError> {
+        match self.expires_at() {
+            Some(at) if at <= now => Err(LinkError::Expired { at }),
+            _ => Ok(()),
+        }
     }
 
     /// What this link grants, with its keys.
@@ -474,6 +435,16 @@ impl Link {
             .map(|key| Zeroizing::new(*key))
             .expect("a link is only built with its fixed fields present")
     }
+}
+
+/// The extensions of a public payload, which the codec has checked.
+fn extensions(kind: LinkKind, public: &[u8]) -> Result<Vec<(u8, &[u8])>, LinkError> {
+    public
+        .get(kind.public_fields()..)
+        .and_then(extension::split)
+        .ok_or(LinkError::Payload {
+            part: LinkPart::Public,
+        })
 }
 
 fn pair(public: PublicKey, secret: &Zeroizing<[u8; 32]>) -> KeyPair {

@@ -238,12 +238,35 @@ pub enum GroupCommand {
     /// Hand it on over a channel that you trust. It cannot be taken back.
     #[command(after_help = "Examples:
   save group link > link.txt
-  save group link --qr                  the form for QR codes")]
-    Link {
-        /// In capitals, for QR codes
-        #[arg(long)]
-        qr: bool,
-    },
+  save group link --label 'Press pool, for Ben' --expires 2d
+  save group link --qr
+  save group link --png link.png")]
+    Link(LinkArguments),
+}
+
+/// The arguments of `group link`.
+#[derive(Args, Debug)]
+pub struct LinkArguments {
+    /// Let programs refuse the link after this time: 30m, 12h, 7d, 2w
+    ///
+    /// A courtesy of honest programs, no lock: the keys in the link stay valid, and whoever has it can take the expiry out.
+    #[arg(long, value_name = "DURATION", value_parser = lifetime)]
+    pub expires: Option<Duration>,
+    /// Call the link so; everybody who sees the link can read it
+    #[arg(long, value_name = "TEXT", value_parser = label)]
+    pub label: Option<String>,
+    /// Draw it as a QR code in the terminal; with --json, give the form for QR codes
+    ///
+    /// Black on white, whatever the terminal's colours are. Where standard output is no terminal, NO_COLOR is set or TERM is "dumb", no
+    /// colour is set, and the code is right for light text on a dark background. It stays in what can be scrolled back.
+    #[arg(long)]
+    pub qr: bool,
+    /// Write it as a QR code into a PNG file that only you can read, or `-` for standard output
+    #[arg(long, value_name = "FILE")]
+    pub png: Option<PathBuf>,
+    /// Overwrite a file that exists
+    #[arg(long, short, requires = "png")]
+    pub force: bool,
 }
 
 /// The arguments of `group join`.
@@ -312,6 +335,32 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
+/// A number of minutes, hours, days or weeks.
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let bad = || "say 30m, 12h, 7d or 2w, for example".to_owned();
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let seconds: u64 = match text.strip_prefix(number) {
+        Some("s") => 1,
+        Some("m") => 60,
+        Some("h") => 3_600,
+        Some("d") => 86_400,
+        Some("w") => 7 * 86_400,
+        _ => return Err(bad()),
+    };
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    match number.checked_mul(seconds) {
+        // A hundred years; whoever wants longer wants no expiry.
+        Some(seconds @ 1..=3_155_760_000) => Ok(Duration::from_secs(seconds)),
+        _ => Err("must be between 1s and 100 years".to_owned()),
+    }
+}
+
+fn label(text: &str) -> Result<String, String> {
+    save_backend::check_label(text)
+        .map(str::to_owned)
+        .map_err(|problem| problem.to_string())
+}
+
 fn after_long_help() -> String {
     format!(
         "Examples:
@@ -362,6 +411,8 @@ mod tests {
             "save group join",
             "save group list",
             "save group link --group Press",
+            "save group link --qr --label Ben --expires 7d",
+            "save group link --png link.png --force",
             "save members --refresh",
             "save put a b --to c",
             "save put a --path c",
@@ -402,6 +453,16 @@ mod tests {
             "save put",
             "save put a --path c --to d",
             "save group join x --file f",
+            "save group link --force",
+            "save group link --expires 7",
+            "save group link --expires 0d",
+            "save group link --expires -1d",
+            "save group link --expires 1y",
+            "save group link --expires d",
+            "save group link --expires 1.5h",
+            "save group link --expires 99999999999999999999w",
+            "save group link --expires 5300w",
+            "save group link --label=",
             "save get",
             "save --timeout -1 ls",
             "save --timeout nan ls",
@@ -422,6 +483,27 @@ mod tests {
     fn the_timeout_takes_fractions() {
         let arguments = parse("save ls --timeout 0.5").unwrap();
         assert_eq!(arguments.common.timeout, Duration::from_millis(500));
+    }
+
+    #[test]
+    fn lifetimes_have_a_unit() {
+        for (text, seconds) in [
+            ("1s", 1),
+            ("30m", 1_800),
+            ("12h", 43_200),
+            ("7d", 604_800),
+            ("2w", 1_209_600),
+        ] {
+            assert_eq!(lifetime(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+    }
+
+    #[test]
+    fn labels_are_trimmed_and_checked() {
+        assert_eq!(label(" for Ben "), Ok("for Ben".to_owned()));
+        for bad in [" ".to_owned(), "a\nb".to_owned(), "a".repeat(65)] {
+            assert!(label(&bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser as _;
-use save_backend::Link;
+use save_backend::{Clock as _, Link, SystemClock};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -19,8 +19,9 @@ use crate::exit::Code;
 use crate::export::Export;
 use crate::items::{Item, Secret};
 use crate::keys;
+use crate::links::Plan;
 use crate::ops::{Device, Operation};
-use crate::print::Printer;
+use crate::print::{Printer, clean};
 use crate::protocol::Frame;
 use crate::settings::Settings;
 use crate::signals::Signals;
@@ -154,7 +155,7 @@ struct Request {
     operation: Operation,
     head: &'static [&'static str],
     export: Option<ExportPlan>,
-    qr: bool,
+    link: Option<Plan>,
 }
 
 struct ExportPlan {
@@ -172,7 +173,7 @@ async fn prepare(common: &Common, command: Command, printer: &mut Printer) -> Re
         operation: Operation::Status,
         head: &[],
         export: None,
-        qr: false,
+        link: None,
     };
     match command {
         // These are served before this.
@@ -187,7 +188,11 @@ async fn prepare(common: &Common, command: Command, printer: &mut Printer) -> Re
             warn_of_insecure_keys(common, printer);
             let text = read_link(&join, printer).await?;
             // What is wrong with the link can be said at once.
-            Link::parse(&text)?;
+            let link = Link::parse(&text)?;
+            link.check_expiry(SystemClock.now())?;
+            if let Some(label) = link.label() {
+                printer.note(&format!("the link is called '{}'", clean(label)));
+            }
             request.operation = Operation::Join {
                 link: Secret::new(text),
                 me: join.me,
@@ -198,9 +203,9 @@ async fn prepare(common: &Common, command: Command, printer: &mut Printer) -> Re
             request.operation = Operation::Groups;
             request.head = GROUPS;
         }
-        Command::Group(GroupCommand::Link { qr }) => {
+        Command::Group(GroupCommand::Link(arguments)) => {
+            request.link = Some(Plan::new(arguments)?);
             request.operation = Operation::Link { group };
-            request.qr = qr;
         }
         Command::Members { refresh } => {
             request.operation = Operation::Members { group, refresh };
@@ -305,9 +310,10 @@ async fn receive(
     while let Some(frame) = replies.next().await? {
         match frame {
             Frame::Progress(activity) => printer.progress(&activity),
-            Frame::Item(item) => match &request.export {
-                Some(plan) => export = Some(Receiving::start(plan, &item)?),
-                None => printer.item(&shown(item, request.qr)?)?,
+            Frame::Item(item) => match (&request.export, &request.link) {
+                (Some(plan), _) => export = Some(Receiving::start(plan, &item)?),
+                (None, Some(plan)) => plan.show(item, printer)?,
+                (None, None) => printer.item(&item)?,
             },
             Frame::Data(bytes) => {
                 let receiving = export.as_mut().ok_or_else(|| Error::Protocol {
@@ -342,17 +348,6 @@ async fn receive(
         printer.note("others can fetch it while `save run` runs on this device");
     }
     Ok(())
-}
-
-fn shown(item: Item, qr: bool) -> Result<Item> {
-    match item {
-        Item::Link { group, kind, link } if qr => Ok(Item::Link {
-            group,
-            kind,
-            link: Secret::new(Link::parse(link.expose())?.expose_qr()),
-        }),
-        item => Ok(item),
-    }
 }
 
 /// A file on its way.
@@ -484,7 +479,7 @@ async fn wipe(settings: &Settings, printer: &mut Printer, signals: &mut Signals)
                 operation: Operation::Wipe,
                 head: &[],
                 export: None,
-                qr: false,
+                link: None,
             };
             let service = Service::Daemon(stream);
             let (mut replies, _) = service.call(settings, request.operation.clone()).await?;

@@ -25,6 +25,28 @@ pub enum Error {
     /// The link given to `group join` cannot be used.
     #[error(transparent)]
     Link(#[from] save_backend::LinkError),
+    /// The link is longer than the largest QR code. Hand it on as text.
+    #[error("this link is too long for a QR code, with {characters} characters")]
+    TooLongForQr {
+        /// How long it is.
+        characters: usize,
+    },
+    /// The terminal would break the lines of the QR code. Widen it, or use `--png`.
+    #[error(
+        "the QR code needs {needed} columns, and this terminal has {columns}: widen it, or use --png FILE"
+    )]
+    TerminalTooNarrow {
+        /// How wide the terminal is.
+        columns: usize,
+        /// How wide it has to be.
+        needed: usize,
+    },
+    /// The picture of a QR code could not be made.
+    #[error("the picture cannot be made: {reason}")]
+    Picture {
+        /// Why.
+        reason: String,
+    },
     /// The command line asks for something that makes no sense. Correct it.
     #[error("{0}")]
     Usage(String),
@@ -258,8 +280,11 @@ impl Error {
         match self {
             Self::Backend(error) | Self::Keys { error, .. } => backend_code(error.kind()),
             Self::Remote(failure) => failure.code,
-            Self::Link(_) => Code::BadLink,
-            Self::Usage(_) | Self::IsDirectory { .. } | Self::NeedsNetwork => Code::Usage,
+            Self::Link(_) | Self::TooLongForQr { .. } => Code::BadLink,
+            Self::Usage(_)
+            | Self::TerminalTooNarrow { .. }
+            | Self::IsDirectory { .. }
+            | Self::NeedsNetwork => Code::Usage,
             Self::NoGroups
             | Self::NoSuchGroup { .. }
             | Self::NoSuchMember { .. }
@@ -288,7 +313,10 @@ impl Error {
             Self::AlreadyRunning { .. } | Self::DirectoryInUse { .. } => Code::DirectoryInUse,
             Self::NoKeyStorage { .. } => Code::KeyStorage,
             Self::Protocol { .. } => Code::Protocol,
-            Self::ConnectionLost | Self::Crashed { .. } | Self::SlowStop { .. } => Code::Failed,
+            Self::Picture { .. }
+            | Self::ConnectionLost
+            | Self::Crashed { .. }
+            | Self::SlowStop { .. } => Code::Failed,
             Self::Interrupted => Code::Interrupted,
         }
     }

@@ -31,14 +31,26 @@ impl Export {
     /// # Errors
     /// [`Error::File`] if its directory cannot be written.
     pub fn file(target: PathBuf, force: bool) -> Result<Self> {
+        // As for any new file; the user's umask takes from it.
+        Self::with_mode(target, force, 0o666)
+    }
+
+    /// Begins a file that only its owner can read and write.
+    ///
+    /// # Errors
+    /// As [`Export::file`].
+    pub fn private_file(target: PathBuf, force: bool) -> Result<Self> {
+        Self::with_mode(target, force, 0o600)
+    }
+
+    fn with_mode(target: PathBuf, force: bool, mode: u32) -> Result<Self> {
         let parent = match target.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
         let temporary = tempfile::Builder::new()
             .prefix(".save-")
-            // As for any new file; the user's umask takes from it.
-            .permissions(Permissions::from_mode(0o666))
+            .permissions(Permissions::from_mode(mode))
             .tempfile_in(parent)
             .map_err(Error::file(&target, "written"))?;
         Ok(Self::File {

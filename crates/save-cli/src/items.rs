@@ -70,6 +70,27 @@ pub enum Item {
         kind: String,
         /// The link itself.
         link: Secret,
+        /// From when on programs refuse it, if it expires.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expires: Option<u64>,
+        /// What it is called, if it is called anything.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        label: Option<String>,
+    },
+    /// A picture of a link's QR code that has been written.
+    LinkPicture {
+        /// The group's public key.
+        group: String,
+        /// What the link grants.
+        kind: String,
+        /// The file it was written to.
+        file: PathBuf,
+        /// From when on programs refuse the link, if it expires.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expires: Option<u64>,
+        /// What the link is called, if it is called anything.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        label: Option<String>,
     },
     /// A member of a group.
     Member {
@@ -295,6 +316,8 @@ mod tests {
             group: "g".into(),
             kind: "member".into(),
             link: Secret::new("save+dweb:secret".to_owned()),
+            expires: None,
+            label: None,
         };
         assert!(!format!("{item:?}").contains("secret"));
         assert!(

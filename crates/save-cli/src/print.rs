@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use save_backend::UtcTime;
 
 use crate::error::{Error, Failure, Result};
 use crate::items::{Activity, Item, Stage};
@@ -55,6 +56,23 @@ impl Printer {
             }
             Described::Nothing => Ok(()),
         }
+    }
+
+    /// Whether it prints JSON.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Prints a text as it is. It has to be no JSON that is printed, and nothing that others have written.
+    ///
+    /// # Errors
+    /// [`Error::Stream`] if standard output is closed.
+    pub fn text(&mut self, text: &str) -> Result<()> {
+        self.finish()?;
+        io::stdout()
+            .lock()
+            .write_all(text.as_bytes())
+            .map_err(stdout)
     }
 
     /// Says something beside the results, on standard error; not with JSON.
@@ -167,6 +185,11 @@ fn describe(item: &Item) -> Described {
             name(called),
         ]),
         Item::Link { link, .. } => Described::Line(link.expose().to_owned()),
+        Item::LinkPicture { kind, file, .. } => Described::Line(format!(
+            "QR code of a {} link -> {}",
+            clean(kind),
+            clean(&file.to_string_lossy())
+        )),
         Item::Member {
             name: called,
             repo,
@@ -373,7 +396,7 @@ fn table(rows: &[Vec<String>]) -> Vec<String> {
 }
 
 /// Replaces what could steer a terminal or turn the reading direction: names and paths come from other people.
-fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     let harmful = |c: char| {
         c.is_control()
             || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -389,27 +412,9 @@ fn clean(text: &str) -> String {
         .collect()
 }
 
-/// Seconds since 1970 as date and time, UTC.
+/// Date and time, UTC.
 fn date(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // Civil date from the days since 1 March 0000; an era is 400 years (146,097 days).
-    let days = days.saturating_add(719_468);
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year_of_era = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day_of_year = day - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day_of_month = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 {
-        shifted + 3
-    } else {
-        shifted - 9
-    };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day_of_month:02} {:02}:{:02}",
-        rest / 3_600,
-        rest / 60 % 60
-    )
+    UtcTime(seconds).to_string()
 }
 
 fn style(template: &str) -> ProgressStyle {
@@ -435,17 +440,6 @@ fn to_json(item: &Item) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates() {
-        assert_eq!(date(0), "1970-01-01 00:00");
-        assert_eq!(date(951_782_399), "2000-02-28 23:59");
-        assert_eq!(date(951_782_400), "2000-02-29 00:00");
-        assert_eq!(date(1_709_251_199), "2024-02-29 23:59");
-        assert_eq!(date(4_107_542_400), "2100-03-01 00:00");
-        // Nothing that a member can write makes this fail.
-        let _ = date(u64::MAX);
-    }
 
     #[test]
     fn names_cannot_steer_the_terminal() {

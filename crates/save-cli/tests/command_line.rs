@@ -102,6 +102,8 @@ fn a_bad_link_is_said_at_once_and_changes_nothing() {
         .rsplit(' ')
         .next()
         .unwrap();
+    let expired = save_backend::Link::parse(link).unwrap();
+    let expired = expired.with_expiry(1).unwrap().expose();
     let cases = [
         (String::new(), "not a link"),
         ("hello".to_owned(), "not a link"),
@@ -111,6 +113,7 @@ fn a_bad_link_is_said_at_once_and_changes_nothing() {
         (link.split('#').next().unwrap().to_owned(), "after the '#'"),
         (link.replace("#eb", "#ec"), "mistyped"),
         (format!("{link} thanks"), "followed by"),
+        (expired.to_string(), "expired: it was good until 1970-01-01"),
     ];
     for (text, said) in cases {
         let (code, word, message) = failure(directory.path(), &["group", "join", "-"], &text);
@@ -168,6 +171,24 @@ fn get_never_writes_over_a_file_unasked() {
     }
     let (code, word, _) = failure(directory.path(), &["get", "a/.."], "");
     assert_eq!((code, word.as_str()), (7, "bad_path"));
+}
+
+#[test]
+fn what_cannot_become_of_a_link_is_said_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("link.png"), "mine").unwrap();
+    for (arguments, wanted) in [
+        (&["--png", "link.png"][..], (5, "already_exists")),
+        (&["--png", "."], (5, "already_exists")),
+        (&["--png", "-", "--qr"], (2, "usage")),
+        (&["--expires", "7"], (2, "usage")),
+        (&["--label", "a\nb"], (2, "usage")),
+    ] {
+        let all = [&["group", "link"], arguments].concat();
+        let (code, word, message) = failure(directory.path(), &all, "");
+        assert_eq!((code, word.as_str()), wanted, "{message}");
+    }
+    assert!(!directory.path().join("save").exists());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use data_encoding::{BASE32_NOPAD, BASE32_NOPAD_NOCASE};
 use zeroize::Zeroizing;
 
-use super::{LINK_VERSION, Link, LinkError, LinkKind, LinkPart, MAX_PAYLOAD};
+use super::{LINK_VERSION, Link, LinkError, LinkKind, LinkPart, MAX_PAYLOAD, extension};
 
 const SCHEME: &str = "save+dweb:";
 /// Longer than any link of this version: two payloads of the largest size in base32, and what stands around them.
@@ -115,17 +115,13 @@ fn check_version(text: &str) -> Result<(), LinkError> {
     }
 }
 
-/// The fixed fields must be there, and what follows them must be extensions: type, length, value.
+/// The fixed fields must be there, and what follows them must be extensions.
 fn check_payload(payload: &[u8], fields: usize, part: LinkPart) -> Result<(), LinkError> {
-    let bad = LinkError::Payload { part };
-    let mut rest = payload.get(fields..).ok_or(bad.clone())?;
-    while !rest.is_empty() {
-        rest = match rest {
-            [_kind, length, tail @ ..] => tail.get(usize::from(*length)..).ok_or(bad.clone())?,
-            _ => return Err(bad),
-        };
-    }
-    Ok(())
+    payload
+        .get(fields..)
+        .and_then(extension::split)
+        .map(drop)
+        .ok_or(LinkError::Payload { part })
 }
 
 struct PartReader<'a> {

@@ -53,9 +53,30 @@ fn name(error: &LinkError) -> String {
         LinkError::TrailingJunk { position } => format!("trailing-junk({position})"),
         LinkError::Payload { part } => format!("payload({part:?})").to_lowercase(),
         LinkError::UnknownCrypto => "unknown-crypto".into(),
+        LinkError::Repeated { extension } => format!("repeated({extension})"),
+        LinkError::ExpiryLength { bytes } => format!("expiry-length({bytes})"),
+        LinkError::Label { problem } => match problem {
+            LabelProblem::Empty => "label(empty)".into(),
+            LabelProblem::TooLong { bytes } => format!("label(too-long({bytes}))"),
+            LabelProblem::NotUtf8 => "label(not-utf8)".into(),
+            LabelProblem::Control => "label(control)".into(),
+            LabelProblem::Untrimmed => "label(untrimmed)".into(),
+        },
+        LinkError::NoRoom { .. } => "no-room".into(),
+        LinkError::Expired { at } => format!("expired({at})"),
         LinkError::KeyMismatch => "key-mismatch".into(),
         LinkError::WrongKind { .. } => "wrong-kind".into(),
     }
+}
+
+/// A link from the first three fields of a vector.
+fn from_vector(kind: &str, key: &str, secrets: &str) -> Link {
+    let kind = LinkKind::from_word(kind).unwrap();
+    let key: [u8; 32] = HEXLOWER.decode(key.as_bytes()).unwrap().try_into().unwrap();
+    let mut secrets = HEXLOWER.decode(secrets.as_bytes()).unwrap();
+    secrets.resize(96, 0);
+    let part = |i: usize| <[u8; 32]>::try_from(&secrets[i * 32..][..32]).unwrap();
+    build(kind, key, part(0), part(1), part(2))
 }
 
 #[test]
@@ -66,14 +87,40 @@ fn valid_vectors() {
         let [kind, key, secrets, text] = line.split(' ').collect::<Vec<_>>()[..] else {
             panic!("four fields: {line}");
         };
-        let kind = LinkKind::from_word(kind).unwrap();
-        let key: [u8; 32] = HEXLOWER.decode(key.as_bytes()).unwrap().try_into().unwrap();
-        let mut secrets = HEXLOWER.decode(secrets.as_bytes()).unwrap();
-        secrets.resize(96, 0);
-        let part = |i: usize| <[u8; 32]>::try_from(&secrets[i * 32..][..32]).unwrap();
-        let link = build(kind, key, part(0), part(1), part(2));
+        let link = from_vector(kind, key, secrets);
         assert_eq!(*link.expose(), text);
         assert_eq!(Link::parse(text).unwrap(), link);
+        assert_eq!((link.expires_at(), link.label()), (None, None));
+    }
+}
+
+#[test]
+fn vectors_with_extensions() {
+    let lines = block("extended");
+    assert!(lines.len() >= 5);
+    for line in lines {
+        let [kind, key, secrets, expiry, label, text] = line.split(' ').collect::<Vec<_>>()[..]
+        else {
+            panic!("six fields: {line}");
+        };
+        let expiry: Option<u64> = (expiry != "-").then(|| expiry.parse().unwrap());
+        let label = (label != "-").then(|| {
+            let label = HEXLOWER.decode(label.as_bytes()).unwrap();
+            String::from_utf8(label).unwrap()
+        });
+        // In this order, which is not the one in which they are written.
+        let mut link = from_vector(kind, key, secrets);
+        if let Some(label) = &label {
+            link = link.with_label(label).unwrap();
+        }
+        if let Some(at) = expiry {
+            link = link.with_expiry(at).unwrap();
+        }
+        assert_eq!(*link.expose(), text);
+        let parsed = Link::parse(text).unwrap();
+        assert_eq!(parsed, link);
+        assert_eq!(parsed.expires_at(), expiry);
+        assert_eq!(parsed.label(), label.as_deref());
     }
 }
 
@@ -92,7 +139,7 @@ fn other_spellings() {
 #[test]
 fn invalid_vectors() {
     let lines = block("invalid");
-    assert!(lines.len() >= 12);
+    assert!(lines.len() >= 40);
     for line in lines {
         let (wanted, text) = line.split_once(' ').unwrap_or((line, ""));
         assert_eq!(name(&Link::parse(text).unwrap_err()), wanted, "{line}");
@@ -102,10 +149,91 @@ fn invalid_vectors() {
 #[test]
 fn debug_shows_no_key() {
     let link = build(LinkKind::Device, [1; 32], [2; 32], [3; 32], [4; 32]);
+    let link = link.with_label("Ben").unwrap();
     let shown = format!("{link:?} {:?}", link.access());
     assert_eq!(
         shown,
         r#"Link { kind: Device, secret: "[redacted]", .. } Device([redacted])"#
+    );
+}
+
+#[test]
+fn an_expired_link_is_refused_from_that_second_on() {
+    let link = build(LinkKind::Member, [1; 32], [2; 32], [0; 32], [0; 32]);
+    assert_eq!(link.check_expiry(u64::MAX), Ok(()));
+    let link = link.with_expiry(1_772_366_400).unwrap();
+    // Parsing has no clock.
+    let link = Link::parse(&link.expose()).unwrap();
+    assert_eq!(link.check_expiry(1_772_366_399), Ok(()));
+    let expired = LinkError::Expired { at: 1_772_366_400 };
+    for now in [1_772_366_400, 1_772_366_401, u64::MAX] {
+        assert_eq!(link.check_expiry(now), Err(expired.clone()));
+    }
+    assert_eq!(
+        expired.to_string(),
+        "this link has expired: it was good until 2026-03-01 12:00 UTC"
+    );
+}
+
+#[test]
+fn expiry_and_label_take_the_place_of_earlier_ones() {
+    let plain = build(LinkKind::Reader, [1; 32], [2; 32], [0; 32], [0; 32]);
+    let link = plain.clone().with_label("old").unwrap();
+    let link = link.with_expiry(7).unwrap().with_label("new").unwrap();
+    let link = link.with_expiry(8).unwrap();
+    assert_eq!((link.expires_at(), link.label()), (Some(8), Some("new")));
+    let other = plain.clone().with_expiry(8).unwrap();
+    assert_eq!(link, other.with_label(" new\n").unwrap());
+    assert_ne!(link, plain);
+    // Unknown ones stay where they are.
+    let mut newer = plain;
+    newer.public.extend_from_slice(&[0, 1, 5, 9, 0]);
+    let newer = newer.with_expiry(1).unwrap();
+    assert_eq!(
+        newer.public[36..],
+        [0, 1, 5, 1, 8, 0, 0, 0, 0, 0, 0, 0, 1, 9, 0]
+    );
+}
+
+#[test]
+fn what_is_no_label_is_refused() {
+    let link = || build(LinkKind::Reader, [1; 32], [2; 32], [0; 32], [0; 32]);
+    let problem = |label: &str| match link().with_label(label) {
+        Err(LinkError::Label { problem }) => problem,
+        other => panic!("{label:?} gives {other:?}"),
+    };
+    assert_eq!(problem(""), LabelProblem::Empty);
+    assert_eq!(problem(" \u{a0}\t"), LabelProblem::Empty);
+    assert_eq!(
+        problem(&"é".repeat(33)),
+        LabelProblem::TooLong { bytes: 66 }
+    );
+    assert_eq!(problem("a\u{1b}[2J"), LabelProblem::Control);
+    for good in ["é".repeat(32), "a".repeat(64), " a b ".into()] {
+        let link = link().with_label(&good).unwrap();
+        assert_eq!(link.label(), Some(good.trim()));
+    }
+}
+
+#[test]
+fn a_link_that_is_full_takes_no_more() {
+    let mut link = build(LinkKind::Member, [1; 32], [2; 32], [0; 32], [0; 32]);
+    while link.public.len() + 257 <= MAX_PAYLOAD {
+        link.public.extend_from_slice(&[7, 255]);
+        link.public.extend_from_slice(&[0; 255]);
+    }
+    // 3,891 bytes by now; room for a label of 64 bytes with its head is left, and for an expiry less one byte.
+    let rest = MAX_PAYLOAD - link.public.len() - 66 - 9 - 2;
+    link.public.extend_from_slice(&[7, rest as u8]);
+    link.public.resize(MAX_PAYLOAD - 66 - 9, 0);
+    let link = Link::parse(&link.expose()).unwrap();
+    let link = link.with_label(&"a".repeat(64)).unwrap();
+    assert_eq!(Link::parse(&link.expose()).unwrap(), link);
+    assert_eq!(
+        link.with_expiry(1).unwrap_err(),
+        LinkError::NoRoom {
+            extension: LinkExtension::Expiry
+        }
     );
 }
 
@@ -148,7 +276,7 @@ fn the_qr_form_fits_the_alphanumeric_alphabet() {
         let fits =
             |c: char| c.is_ascii_digit() || c.is_ascii_uppercase() || " $%*+-./:".contains(c);
         assert!(text.chars().all(fits));
-        // 154 characters are a version 7 code with error correction M.
+        // 154 characters are a version 6 code with error correction M.
         assert!(kind == LinkKind::Device || text.len() <= 154);
     }
 }
@@ -176,7 +304,7 @@ fn unknown_extensions_are_kept_and_broken_ones_refused() {
         );
     }
     // A length of two bytes.
-    let long = [[1, 255].as_slice(), &[0; 255]].concat();
+    let long = [[3, 255].as_slice(), &[0; 255]].concat();
     assert_eq!(Link::parse(&with(&long).expose()).unwrap(), with(&long));
 }
 
@@ -197,48 +325,80 @@ fn keys_of_other_lengths_are_refused() {
     );
 }
 
+/// Extensions that this version does not know, in the secret part of any type.
+fn unknown(from: u8) -> impl Strategy<Value = Vec<u8>> {
+    let extension = (from..=u8::MAX, prop::collection::vec(any::<u8>(), 0..80));
+    prop::collection::vec(extension, 0..3).prop_map(|extensions| {
+        extensions
+            .into_iter()
+            .flat_map(|(number, value)| [vec![number, value.len() as u8], value].concat())
+            .collect()
+    })
+}
+
+fn labels() -> impl Strategy<Value = String> {
+    "\\PC{1,16}"
+        .prop_map(|text| text.trim().to_owned())
+        .prop_filter("nothing is left", |text| !text.is_empty())
+}
+
 fn links() -> impl Strategy<Value = Link> {
     (
         prop::sample::select(LinkKind::ALL.to_vec()),
         any::<[[u8; 32]; 4]>(),
-        prop::collection::vec(
-            (any::<u8>(), prop::collection::vec(any::<u8>(), 0..80)),
-            0..3,
-        ),
+        (unknown(3), unknown(0)),
+        prop::option::of(any::<u64>()),
+        prop::option::of(labels()),
     )
-        .prop_map(|(kind, [key, a, b, c], extensions)| {
+        .prop_map(|(kind, [key, a, b, c], (public, secret), expiry, label)| {
             let mut link = build(kind, key, a, b, c);
-            for (number, value) in extensions {
-                let field = [&[number, value.len() as u8], &value[..]].concat();
-                link.secret = Zeroizing::new([&link.secret[..], &field].concat());
+            link.public.extend_from_slice(&public);
+            link.secret = Zeroizing::new([&link.secret[..], &secret].concat());
+            if let Some(at) = expiry {
+                link = link.with_expiry(at).unwrap();
+            }
+            if let Some(label) = label {
+                link = link.with_label(&label).unwrap();
             }
             link
         })
 }
 
+/// A link and one of its two forms.
+fn texts() -> impl Strategy<Value = String> {
+    (links(), any::<bool>()).prop_map(|(link, qr)| {
+        if qr {
+            link.expose_qr().to_string()
+        } else {
+            link.expose().to_string()
+        }
+    })
+}
+
 proptest! {
     #[test]
     fn what_is_written_is_read(link in links()) {
-        prop_assert_eq!(&Link::parse(&link.expose()).unwrap(), &link);
-        prop_assert_eq!(&Link::parse(&link.expose_qr()).unwrap(), &link);
-    }
-
-    #[test]
-    fn one_wrong_character_is_found(link in links(), at in any::<prop::sample::Index>(), typed in "[a-zA-Z0-9#$/: .-]") {
-        let text = link.expose();
-        let at = at.index(text.len());
-        let wrong = format!("{}{typed}{}", &text[..at], &text[at + 1..]);
-        // Case and the separator's two forms carry no meaning; everything else has to be found.
-        let same = |c: &str| c.to_lowercase().replace('$', "#");
-        prop_assume!(same(&wrong) != same(&text));
-        if !(at + 1 == text.len() && typed == " ") {
-            prop_assert!(Link::parse(&wrong).is_err(), "{}", wrong);
+        for text in [link.expose(), link.expose_qr()] {
+            let parsed = Link::parse(&text).unwrap();
+            prop_assert_eq!(&parsed, &link);
+            prop_assert_eq!(parsed.expires_at(), link.expires_at());
+            prop_assert_eq!(parsed.label(), link.label());
+            prop_assert_eq!(parsed.expose(), link.expose());
         }
     }
 
     #[test]
-    fn a_swap_a_gap_and_an_addition_are_found(link in links(), at in any::<prop::sample::Index>(), typed in "[a-z2-7]") {
-        let text = link.expose();
+    fn one_wrong_character_is_found(text in texts(), at in any::<prop::sample::Index>(), typed in "[a-zA-Z0-9#$/: .-]|\\PC|\\pC") {
+        let at = at.index(text.len());
+        let wrong = format!("{}{typed}{}", &text[..at], &text[at + 1..]);
+        // Case and the separator's two forms carry no meaning; everything else has to be found.
+        let same = |c: &str| c.to_ascii_lowercase().replace('$', "#");
+        prop_assume!(same(&wrong) != same(&text));
+        prop_assert!(Link::parse(&wrong).is_err(), "{}", wrong);
+    }
+
+    #[test]
+    fn a_swap_a_gap_and_an_addition_are_found(text in texts(), at in any::<prop::sample::Index>(), typed in "[a-z2-7]") {
         let at = at.index(text.len() - 1);
         let (a, b) = (&text[at..=at], &text[at + 1..at + 2]);
         if a != b {
@@ -252,8 +412,7 @@ proptest! {
     }
 
     #[test]
-    fn every_truncation_is_found(link in links(), at in any::<prop::sample::Index>()) {
-        let text = link.expose();
+    fn every_truncation_is_found(text in texts(), at in any::<prop::sample::Index>()) {
         let short = &text[..at.index(text.len())];
         let error = Link::parse(short).unwrap_err();
         let scheme = "save+dweb:".len();
@@ -268,9 +427,41 @@ proptest! {
     }
 
     #[test]
-    fn any_text_is_answered(text in ".{0,200}", head in "(save\\+dweb:1/(member|device)/)?") {
+    fn what_follows_is_found(text in texts(), junk in "\\PC{1,40}") {
+        prop_assume!(!junk.trim().is_empty());
+        let position = text.len() + 1;
+        prop_assert_eq!(
+            Link::parse(&format!("{text}{junk}")).unwrap_err(),
+            LinkError::TrailingJunk { position }
+        );
+    }
+
+    #[test]
+    fn any_text_is_answered(text in ".{0,200}", head in "(save\\+dweb:1/((member|device)/)?)?") {
         let text = format!("{head}{text}");
         prop_assert!(Link::parse(&text).is_err());
+    }
+
+    /// With sound checksums, so that it reaches what comes behind them.
+    #[test]
+    fn any_payload_is_answered(
+        kind in prop::sample::select(LinkKind::ALL.to_vec()),
+        fields in prop::option::of(prop::collection::vec((0_u8..4, prop::collection::vec(any::<u8>(), 0..12)), 0..5)),
+        junk in prop::collection::vec(any::<u8>(), 0..80),
+    ) {
+        let mut link = build(kind, [1; 32], [2; 32], [3; 32], [4; 32]);
+        match fields {
+            Some(fields) => for (number, value) in fields {
+                link.public.extend_from_slice(&[number, value.len() as u8]);
+                link.public.extend_from_slice(&value);
+            },
+            None => link.public = junk,
+        }
+        if let Ok(parsed) = Link::parse(&link.expose()) {
+            prop_assert_eq!(&parsed, &link);
+            prop_assert_eq!(parsed.check_expiry(0).is_err(), parsed.expires_at() == Some(0));
+            prop_assert!(parsed.label().is_none_or(|label| check_label(label) == Ok(label)));
+        }
     }
 }
 

@@ -46,6 +46,8 @@ impl Context<'_> {
                 group: id.to_string(),
                 kind: link.kind().to_string(),
                 link: Secret::new(link.expose()),
+                expires: link.expires_at(),
+                label: link.label().map(str::to_owned),
             })
             .await
     }
