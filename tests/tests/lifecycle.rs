@@ -399,7 +399,7 @@ async fn who_leaves_is_gone_and_keeps_nothing() {
             Err(Error::GroupNotFound)
         ));
         let left = b.stored_bytes().await.unwrap();
-        assert!(left >= 400_000 && left < 600_000, "{left} bytes are left");
+        assert!((400_000..600_000).contains(&left), "{left} bytes are left");
     })
     .await;
     let ben = ben.restart().await;
@@ -508,7 +508,9 @@ async fn a_group_moves_to_new_keys_without_a_lost_device() {
     })
     .await;
     for device in [&ana, &ben] {
-        device.list_until(&new, |paths| paths == ["film.bin", "of-ben.txt"]).await;
+        device
+            .list_until(&new, |paths| paths == ["film.bin", "of-ben.txt"])
+            .await;
         told(device, &new, &["ana", "ben"]).await;
     }
     assert!(ben.get(&new, "film.bin").await == film);

@@ -15,7 +15,7 @@ use crate::{
 /// No hash sequence or list of names of a collection is larger, in bytes.
 const LIMIT: u64 = 16 * 1024 * 1024;
 /// A root names at most this many shards, and their names.
-const ROOT_CHILDREN: usize = 257;
+const ROOT_CHILDREN: usize = 1_025;
 
 impl Group {
     /// Brings the newest collection of a member here. Costs nothing when it is here already.

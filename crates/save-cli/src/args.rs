@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use save_backend::LinkKind;
 
 /// Archive files with a small group, without a server.
 #[derive(Debug, Parser)]
@@ -233,7 +234,7 @@ pub enum GroupCommand {
     Join(Join),
     /// List this device's groups
     List,
-    /// Print a group's link: whoever reads it is a member
+    /// Print a link into a group: by default whoever reads it is a member
     ///
     /// Hand it on over a channel that you trust. It cannot be taken back.
     #[command(after_help = "Examples:
@@ -242,11 +243,66 @@ pub enum GroupCommand {
   save group link --qr
   save group link --png link.png")]
     Link(LinkArguments),
+    /// Give the group another name, for everybody
+    #[command(after_help = "Examples:
+  save group rename 'Press pool 2026'
+  save group rename --me Benedict       what this member is called in it")]
+    Rename {
+        /// The new name
+        name: String,
+        /// Rename this device's member instead
+        #[arg(long)]
+        me: bool,
+    },
+    /// Leave the group, with all devices of this member
+    ///
+    /// Tells the others, and takes the group's keys, lists and files away from this device, except for files that another group needs.
+    /// What this member archived goes from the others' devices too. Where the others cannot be told now, `save run` or the next command
+    /// does that.
+    Leave {
+        /// Really do it
+        #[arg(long)]
+        yes: bool,
+        /// Forget the group on this device only, and tell nobody
+        #[arg(long)]
+        this_device: bool,
+    },
+    /// Move the group to new keys, after a device was lost
+    ///
+    /// Makes a new group, tells all members but those who are left out, and copies this device's files. The others follow with
+    /// `save group moved --follow`. docs/security.md says what this protects, and what it cannot.
+    #[command(after_help = "Examples:
+  save group move --without Cleo        Cleo's phone was lost")]
+    Move {
+        /// Members who are not told: a name or the beginning of a key
+        #[arg(long, value_name = "MEMBER", required = true)]
+        without: Vec<String>,
+        /// Tell of this group, which was made before, instead of making one
+        #[arg(long, value_name = "NAME|KEY")]
+        to: Option<String>,
+    },
+    /// Say whether the group moved to new keys, and who says so
+    ///
+    /// If it was that member's device that was lost, whoever has it says so. Ask them over another channel before you follow.
+    Moved {
+        /// Join the new group, and copy this device's files into it
+        #[arg(long)]
+        follow: bool,
+    },
+    /// Copy this device's files into another group as well
+    Copy {
+        /// The other group, by name or by the beginning of its key
+        #[arg(value_name = "NAME|KEY")]
+        to: String,
+    },
 }
 
 /// The arguments of `group link`.
 #[derive(Args, Debug)]
 pub struct LinkArguments {
+    /// What the link gives
+    #[arg(long, value_name = "KIND", default_value = "member", value_parser = link_kind)]
+    pub kind: LinkKind,
     /// Let programs refuse the link after this time: 30m, 12h, 7d, 2w
     ///
     /// A courtesy of honest programs, no lock: the keys in the link stay valid, and whoever has it can take the expiry out.
@@ -324,6 +380,21 @@ pub struct Get {
     /// Overwrite a file that exists
     #[arg(long, short)]
     pub force: bool,
+}
+
+fn link_kind(text: &str) -> Result<LinkKind, String> {
+    // A server's link is no group's.
+    let given = LinkKind::ALL
+        .into_iter()
+        .filter(|kind| *kind != LinkKind::Server);
+    let mut known = Vec::new();
+    for kind in given {
+        if kind.as_str() == text {
+            return Ok(kind);
+        }
+        known.push(kind.as_str());
+    }
+    Err(format!("one of {}", known.join(", ")))
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -411,6 +482,16 @@ mod tests {
             "save group join",
             "save group list",
             "save group link --group Press",
+            "save group link --kind replica --group Press",
+            "save group rename new",
+            "save group rename --me Ana",
+            "save group leave --yes",
+            "save group leave --yes --this-device",
+            "save group move --without Cleo --without Dan",
+            "save group move --without Cleo --to New",
+            "save group moved",
+            "save group moved --follow",
+            "save group copy New",
             "save group link --qr --label Ben --expires 7d",
             "save group link --png link.png --force",
             "save members --refresh",
@@ -467,6 +548,8 @@ mod tests {
             "save --timeout -1 ls",
             "save --timeout nan ls",
             "save fly",
+            "save group link --kind server",
+            "save group move",
             "save forget",
             "save --password-file p --key-file k run",
             "save --ask-password --key-file k run",

@@ -167,7 +167,15 @@ struct ExportPlan {
 
 /// Does all that can be done, and finds all mistakes that can be found, before any node is started or asked.
 async fn prepare(common: &Common, command: Command, printer: &mut Printer) -> Result<Request> {
-    const GROUPS: &[&str] = &["KEY", "MEMBERS", "WRITABLE", "PUBLISHED", "NAME"];
+    const GROUPS: &[&str] = &["KEY", "MEMBERS", "ROLE", "PUBLISHED", "NAME"];
+    const MEMBERS: &[&str] = &[
+        "KEY",
+        "FILES",
+        "SIZE",
+        "LAST SEEN (UTC)",
+        "LEFT ALONE",
+        "NAME",
+    ];
     let group = common.group.clone();
     let mut request = Request {
         operation: Operation::Status,
@@ -204,12 +212,35 @@ async fn prepare(common: &Common, command: Command, printer: &mut Printer) -> Re
             request.head = GROUPS;
         }
         Command::Group(GroupCommand::Link(arguments)) => {
+            let kind = arguments.kind.as_str().to_owned();
             request.link = Some(Plan::new(arguments)?);
-            request.operation = Operation::Link { group };
+            request.operation = Operation::Link { group, kind };
+        }
+        Command::Group(GroupCommand::Rename { name, me }) => {
+            request.operation = Operation::Rename { group, name, me };
+            request.head = GROUPS;
+        }
+        Command::Group(GroupCommand::Leave { yes: false, .. }) => {
+            return Err(Error::Usage(
+                "this takes the group away from this device, for good: say --yes if that is what you want"
+                    .to_owned(),
+            ));
+        }
+        Command::Group(GroupCommand::Leave { this_device, .. }) => {
+            request.operation = Operation::Leave { group, this_device };
+        }
+        Command::Group(GroupCommand::Move { without, to }) => {
+            request.operation = Operation::Move { group, without, to };
+        }
+        Command::Group(GroupCommand::Moved { follow }) => {
+            request.operation = Operation::Moved { group, follow };
+        }
+        Command::Group(GroupCommand::Copy { to }) => {
+            request.operation = Operation::Copy { group, to };
         }
         Command::Members { refresh } => {
             request.operation = Operation::Members { group, refresh };
-            request.head = &["KEY", "FILES", "SIZE", "LEFT ALONE", "NAME"];
+            request.head = MEMBERS;
         }
         Command::Put(put) => {
             let files = tokio::task::spawn_blocking(move || sources::collect(&put))

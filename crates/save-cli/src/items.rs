@@ -57,6 +57,8 @@ pub enum Item {
         name: Option<String>,
         /// How many members are known.
         members: usize,
+        /// What this device is in it: `member`, `reader` or `replica`.
+        role: String,
         /// Whether this device can archive in it.
         writable: bool,
         /// Whether everything that was done here has been published.
@@ -104,9 +106,50 @@ pub enum Item {
         files: Option<u64>,
         /// How many bytes the member's files have.
         bytes: Option<u64>,
+        /// Devices of theirs that can be found, this one excepted.
+        tunnels: usize,
+        /// When one of them was last heard of, if ever since this device started.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        last_seen: Option<u64>,
         /// Why and for how long a device of theirs is being left alone, if one is.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         ignored: Option<LeftAlone>,
+    },
+    /// A device that reads or stores along without being a member.
+    Guest {
+        /// Its id in this group, in hex.
+        device: String,
+        /// When it was last heard of.
+        last_seen: u64,
+    },
+    /// A group that this device is in no more.
+    Left {
+        /// The group's public key.
+        group: String,
+        /// Whether the others know. Otherwise `save run` or the next command tells them.
+        told: bool,
+    },
+    /// What a member says of a group that moved to new keys.
+    Moved {
+        /// The group's public key.
+        group: String,
+        /// The public key of the member who says so.
+        by: String,
+        /// The name of that member.
+        member: Option<String>,
+        /// The new group's public key.
+        to: String,
+    },
+    /// Files that were copied into another group.
+    Copied {
+        /// The other group's public key.
+        group: String,
+        /// Files that were copied.
+        copied: u64,
+        /// Files that were there already.
+        there: u64,
+        /// Files that are not on this device, and so were not copied.
+        missing: u64,
     },
     /// A file in an archive.
     File {

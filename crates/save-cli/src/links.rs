@@ -43,6 +43,7 @@ impl Plan {
             qr,
             png,
             force,
+            ..
         } = arguments;
         let png = match png {
             Some(file) if file.as_os_str() == "-" => {

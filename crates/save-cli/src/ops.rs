@@ -4,6 +4,7 @@
 mod device;
 mod files;
 mod groups;
+mod lifecycle;
 mod output;
 mod selection;
 mod sync;
@@ -48,10 +49,51 @@ pub enum Operation {
     },
     /// The groups of this device.
     Groups,
-    /// A member link of a group.
+    /// A link into a group.
     Link {
         /// Which group.
         group: Option<String>,
+        /// What it is to give: the word in a link.
+        kind: String,
+    },
+    /// A new name.
+    Rename {
+        /// Which group.
+        group: Option<String>,
+        /// The name.
+        name: String,
+        /// Of this device's member instead of the group.
+        me: bool,
+    },
+    /// Leaving a group.
+    Leave {
+        /// Which group.
+        group: Option<String>,
+        /// Forget it on this device only.
+        this_device: bool,
+    },
+    /// Moving a group to new keys.
+    Move {
+        /// Which group.
+        group: Option<String>,
+        /// Who is not told: names or beginnings of keys.
+        without: Vec<String>,
+        /// The group that it moves to; a new one if left out.
+        to: Option<String>,
+    },
+    /// Whether a group moved.
+    Moved {
+        /// Which group.
+        group: Option<String>,
+        /// Join the new one.
+        follow: bool,
+    },
+    /// Copying this device's files into another group.
+    Copy {
+        /// Which group.
+        group: Option<String>,
+        /// Into which.
+        to: String,
     },
     /// The members of a group.
     Members {
@@ -220,7 +262,18 @@ async fn perform(device: &Device, call: Call, output: &Output, limit: Duration) 
         Operation::Create { name, me } => context.create(&name, &me).await,
         Operation::Join { link, me } => context.join(&link, &me).await,
         Operation::Groups => context.groups().await,
-        Operation::Link { group } => context.link(group.as_deref()).await,
+        Operation::Link { group, kind } => context.link(group.as_deref(), &kind).await,
+        Operation::Rename { group, name, me } => context.rename(group.as_deref(), &name, me).await,
+        Operation::Leave { group, this_device } => {
+            context.leave(group.as_deref(), this_device).await
+        }
+        Operation::Move { group, without, to } => {
+            context
+                .move_away(group.as_deref(), &without, to.as_deref())
+                .await
+        }
+        Operation::Moved { group, follow } => context.moved(group.as_deref(), follow).await,
+        Operation::Copy { group, to } => context.copy(group.as_deref(), &to).await,
         Operation::Members { group, refresh } => context.members(group.as_deref(), refresh).await,
         Operation::Put { group, files } => context.put(group.as_deref(), files).await,
         Operation::List { group, refresh } => context.list(group.as_deref(), refresh).await,

@@ -175,12 +175,13 @@ fn describe(item: &Item) -> Described {
             id,
             name: called,
             members,
-            writable,
+            role,
             published,
+            ..
         } => Described::Row(vec![
             short_key(id).to_owned(),
             members.to_string(),
-            yes(*writable),
+            clean(role),
             yes(*published),
             name(called),
         ]),
@@ -196,17 +197,51 @@ fn describe(item: &Item) -> Described {
             is_self,
             files,
             bytes,
+            last_seen,
             ignored,
+            ..
         } => Described::Row(vec![
             short_key(repo).to_owned(),
             files.map_or_else(|| "?".to_owned(), |files| files.to_string()),
             bytes.map_or_else(|| "?".to_owned(), |bytes| HumanBytes(bytes).to_string()),
+            last_seen.map_or_else(|| "-".to_owned(), date),
             ignored.as_ref().map_or_else(
                 || "-".to_owned(),
                 |left| format!("{} s ({})", left.seconds, clean(&left.reason)),
             ),
             name(called) + if *is_self { " (this device)" } else { "" },
         ]),
+        Item::Guest { device, last_seen } => Described::Row(vec![
+            short_key(device).to_owned(),
+            "-".to_owned(),
+            "-".to_owned(),
+            date(*last_seen),
+            "-".to_owned(),
+            "(reader or replica)".to_owned(),
+        ]),
+        Item::Left { group, told } => Described::Line(format!(
+            "this device is no longer in the group {}{}",
+            short_key(group),
+            if *told {
+                ""
+            } else {
+                "; the others are told when the network can be reached"
+            }
+        )),
+        Item::Moved { by, member, to, .. } => Described::Line(format!(
+            "{} ({}) says that the group moved to {}",
+            name(member),
+            short_key(by),
+            short_key(to)
+        )),
+        Item::Copied {
+            copied,
+            there,
+            missing,
+            ..
+        } => Described::Line(format!(
+            "copied {copied} files; {there} were there already, {missing} are not on this device"
+        )),
         Item::File {
             path,
             size,

@@ -141,12 +141,9 @@ impl Shape {
 pub(crate) async fn file_blobs(store: &Store, root: Hash) -> Result<Vec<Hash>> {
     let mut blobs = Vec::new();
     for shard in root_links(store, root).await? {
-        let links = load_collection(store, shard).await?.into_iter();
-        blobs.extend(
-            links
-                .map(|(_, link)| link)
-                .filter(|link| *link != Hash::EMPTY),
-        );
+        let pairs = load_collection(store, shard).await?.pairs;
+        let links = pairs.into_iter().map(|(_, link)| link);
+        blobs.extend(links.filter(|link| *link != Hash::EMPTY));
     }
     Ok(blobs)
 }

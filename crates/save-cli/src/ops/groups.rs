@@ -38,9 +38,13 @@ impl Context<'_> {
         Ok(())
     }
 
-    pub(super) async fn link(&self, group: Option<&str>) -> Result<()> {
+    pub(super) async fn link(&self, group: Option<&str>, kind: &str) -> Result<()> {
         let id = self.group(group).await?;
-        let link = self.backend.link(&id, LinkKind::Member).await?;
+        let kind = LinkKind::ALL
+            .into_iter()
+            .find(|known| known.as_str() == kind);
+        let kind = kind.ok_or_else(|| Error::Usage("there is no such kind of link".to_owned()))?;
+        let link = self.backend.link(&id, kind).await?;
         self.output
             .item(Item::Link {
                 group: id.to_string(),
@@ -72,7 +76,17 @@ impl Context<'_> {
                     is_self: member.is_self,
                     files: Some(member.files),
                     bytes: Some(member.bytes),
+                    tunnels: member.tunnels,
+                    last_seen: member.last_seen,
                     ignored: left.map(left_alone),
+                })
+                .await?;
+        }
+        for guest in self.backend.guests(&id, refresh).await? {
+            self.output
+                .item(Item::Guest {
+                    device: guest.device.to_string(),
+                    last_seen: guest.last_seen,
                 })
                 .await?;
         }
@@ -195,11 +209,12 @@ fn left_alone(left: &Ignored) -> LeftAlone {
     }
 }
 
-fn group_item(group: &GroupInfo) -> Item {
+pub(super) fn group_item(group: &GroupInfo) -> Item {
     Item::Group {
         id: group.id.to_string(),
         name: group.name.clone(),
         members: group.members,
+        role: group.role.to_string(),
         writable: group.writable,
         published: !group.unpublished,
     }

@@ -31,6 +31,7 @@ impl Device {
         let record = GroupRecord::create(&self.context.records, owner.clone()).await?;
         let name = GroupMetadata {
             name: "Bench".into(),
+            ..GroupMetadata::default()
         };
         record.set_metadata(&name).await?;
         let mut slots = Slots {
