@@ -147,6 +147,35 @@ pub enum GroupEvent {
     },
 }
 
+/// Something that this device wrote and that the network does not have yet. It is kept here, and tried again by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Unpublished {
+    /// The group's name, or where it moved to.
+    Group,
+    /// This member's name, or a notice that the group moved.
+    Member,
+    /// What this member archived or deleted.
+    Files,
+    /// This member's slot: the others cannot see the newest of the above, or not this member at all.
+    Slot,
+    /// The route by which this device can be reached.
+    Tunnel,
+}
+
+impl Unpublished {
+    /// A word for it, for people and for JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Group => "group",
+            Self::Member => "member",
+            Self::Files => "files",
+            Self::Slot => "slot",
+            Self::Tunnel => "tunnel",
+        }
+    }
+}
+
 /// A group. Cheap to clone; all clones are the same group.
 #[derive(Clone)]
 pub struct Group {
@@ -531,6 +560,37 @@ impl Group {
     /// Whether something that was written here is not published yet.
     pub fn has_unpublished(&self) -> bool {
         *self.inner.published.borrow() < *self.inner.changes.borrow()
+    }
+
+    /// What that is, in the order of [`Unpublished`].
+    ///
+    /// # Errors
+    /// Those of the local disk.
+    pub async fn unpublished(&self) -> Result<Vec<Unpublished>> {
+        let inner = &self.inner;
+        let mut out = BTreeSet::new();
+        for subkey in inner.record.unpublished().await? {
+            out.insert(match subkey {
+                0 => Unpublished::Group,
+                _ => Unpublished::Slot,
+            });
+        }
+        for subkey in inner.seat().record().unpublished().await? {
+            out.insert(match subkey {
+                0 => Unpublished::Member,
+                1 => Unpublished::Files,
+                _ => Unpublished::Tunnel,
+            });
+        }
+        if let Some(own) = inner.own.as_ref().filter(|_| !inner.has_left()) {
+            if own.repo.unmerged().await?.is_some() {
+                out.insert(Unpublished::Files);
+            }
+            if self.is_behind().await? {
+                out.insert(Unpublished::Slot);
+            }
+        }
+        Ok(out.into_iter().collect())
     }
 
     /// Waits until everything that was written before the call is published.

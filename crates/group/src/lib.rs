@@ -20,6 +20,7 @@ mod peers;
 mod progress;
 mod sched;
 mod serve;
+mod slots;
 mod stream;
 mod sync;
 mod upkeep;
@@ -27,7 +28,7 @@ mod wanted;
 
 pub use error::{Error, Result};
 pub use files::ListedFile;
-pub use group::{Group, GroupContext, GroupEvent, GroupSecrets, OwnSecrets};
+pub use group::{Group, GroupContext, GroupEvent, GroupSecrets, OwnSecrets, Unpublished};
 pub use ignore::{Fault, Ignored};
 pub use ledger::Ledger;
 pub use members::{Guest, Member, Role};

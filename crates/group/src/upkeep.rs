@@ -1,7 +1,7 @@
 //! What goes on in the background: publishing, listening, watching, serving.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -11,7 +11,13 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, timeout};
 use veilid_core::PublicKey;
 
-use crate::{Error, Group, GroupEvent, Result, engine, own::Own, serve, wanted};
+use crate::{
+    Error, Group, GroupEvent, Result, engine,
+    own::Own,
+    serve,
+    slots::{self, Content},
+    wanted,
+};
 
 /// First pause after something did not work; it doubles up to `LONGEST_PAUSE`.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -194,50 +200,37 @@ async fn advertise(group: &Group, writer: &Own) -> Result<()> {
             return Ok(());
         }
         let slots = inner.record.slots(Fetch::Cached).await?;
-        let mut taken = BTreeSet::new();
-        let mut farewells = BTreeSet::new();
-        let mut mine = None;
-        for (index, slot) in &slots {
-            match slot.as_ref().map(|stamped| &stamped.value) {
+        let mut seen = BTreeMap::new();
+        let mut mine = BTreeMap::new();
+        for (index, slot) in slots {
+            let content = match slot.map(|stamped| stamped.value) {
                 Ok(SlotValue::Member(slot)) if slot.repo == own => {
-                    // Two slots of one member: the first stands.
-                    mine = mine.or(Some((*index, slot.clone())));
+                    mine.insert(index, slot);
+                    Content::Own
                 }
-                Ok(SlotValue::Empty) => {}
-                // Others who were away have to see it.
-                Ok(SlotValue::Left(_)) => {
-                    farewells.insert(index.get());
-                }
-                // What cannot be read may be somebody's.
-                _ => {
-                    taken.insert(index.get());
-                }
-            }
+                Ok(SlotValue::Empty) => Content::Empty,
+                Ok(SlotValue::Left(_)) => Content::Farewell,
+                _ => Content::Other,
+            };
+            seen.insert(index, content);
         }
-        let index = match &mine {
-            Some((index, slot))
-                if slot.root == root && slot.name.as_deref() == Some(me.as_str()) =>
-            {
-                let index = index.get();
-                if inner.record.unpublished().await?.contains(&index) {
-                    let published = inner.record.publish().await?.or_failure()?;
-                    if published.overwritten().any(|lost| lost == index) {
-                        continue;
-                    }
-                }
-                return Ok(());
-            }
-            Some((index, _)) => *index,
-            None => {
-                let start = SlotIndex::start_of(&own);
-                let untouched = &taken | &farewells;
-                free_slot(start, &untouched)
-                    .or_else(|| free_slot(start, &taken))
-                    .ok_or(Error::GroupFull {
-                        slots: SLOTS as usize,
-                    })?
-            }
+        let full = Error::GroupFull {
+            slots: SLOTS as usize,
         };
+        let index = slots::place(SlotIndex::start_of(&own), &seen).ok_or(full)?;
+        let stands = mine
+            .get(&index)
+            .is_some_and(|slot| slot.root == root && slot.name.as_deref() == Some(me.as_str()));
+        if stands {
+            let index = index.get();
+            if inner.record.unpublished().await?.contains(&index) {
+                let published = inner.record.publish().await?.or_failure()?;
+                if published.overwritten().any(|lost| lost == index) {
+                    continue;
+                }
+            }
+            return Ok(());
+        }
         let slot = inner
             .record
             .sign_slot(index, &writer.keys, root, Some(&me))
@@ -250,20 +243,6 @@ async fn advertise(group: &Group, writer: &Own) -> Result<()> {
         let _ = inner.record.publish().await?.or_failure()?;
     }
     Err(Error::Timeout { limit: PAUSE })
-}
-
-/// The first slot from `start` on, around the end, that is not taken.
-fn free_slot(start: SlotIndex, taken: &BTreeSet<u32>) -> Option<SlotIndex> {
-    let mut index = start;
-    loop {
-        if !taken.contains(&index.get()) {
-            return Some(index);
-        }
-        index = index.next();
-        if index == start {
-            return None;
-        }
-    }
 }
 
 /// Listens on a tunnel, and publishes its route whenever that changes.

@@ -3,7 +3,9 @@
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use dht_records::{Fetch, GroupAccess, GroupSecret, LocatorKey};
-use group::{FetchProgress, FetchState, Group, GroupSecrets, Guest, ListedFile, Member, Role};
+use group::{
+    FetchProgress, FetchState, Group, GroupSecrets, Guest, ListedFile, Member, Role, Unpublished,
+};
 use repo::{Entry, EntryPath, FileReader, Source, WriteOptions};
 use veilid_core::{BareSecretKey, KeyPair, PublicKey, VeilidAPIError};
 
@@ -56,6 +58,8 @@ pub struct GroupInfo {
     pub writable: bool,
     /// Whether something that was written here is not published yet.
     pub unpublished: bool,
+    /// What that is.
+    pub pending: Vec<Unpublished>,
 }
 
 /// A local file to be archived.
@@ -450,6 +454,10 @@ async fn info(id: &GroupId, group: &Group) -> GroupInfo {
         role: group.role(),
         writable: group.own_repo().is_some(),
         unpublished: group.has_unpublished(),
+        pending: group.unpublished().await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "what is not published cannot be read");
+            Vec::new()
+        }),
     }
 }
 

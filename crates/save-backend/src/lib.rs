@@ -23,7 +23,9 @@ pub use backend::{Backend, GroupStatus, Status};
 pub use builder::BackendBuilder;
 pub use error::{Error, Result};
 pub use events::{Event, EventKind, EventStream};
-pub use group::{Copied, Fault, Guest, Ignored, ListedFile, Member, Role, SyncProgress, Wanted};
+pub use group::{
+    Copied, Fault, Guest, Ignored, ListedFile, Member, Role, SyncProgress, Unpublished, Wanted,
+};
 pub use groups::{GroupId, GroupInfo, NewFile, Progress, ProgressState};
 pub use keys::KeyStorage;
 pub use kind::ErrorKind;

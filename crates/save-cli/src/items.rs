@@ -63,6 +63,9 @@ pub enum Item {
         writable: bool,
         /// Whether everything that was done here has been published.
         published: bool,
+        /// What has not: `group`, `member`, `files`, `slot`, `tunnel`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pending: Vec<String>,
     },
     /// A link.
     Link {

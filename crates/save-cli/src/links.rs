@@ -172,6 +172,7 @@ mod tests {
 
     fn arguments(png: Option<&Path>) -> LinkArguments {
         LinkArguments {
+            kind: save_backend::LinkKind::Member,
             expires: None,
             label: None,
             qr: false,

@@ -177,12 +177,17 @@ fn describe(item: &Item) -> Described {
             members,
             role,
             published,
+            pending,
             ..
         } => Described::Row(vec![
             short_key(id).to_owned(),
             members.to_string(),
             clean(role),
-            yes(*published),
+            if *published || pending.is_empty() {
+                yes(*published)
+            } else {
+                format!("no ({})", clean(&pending.join(", ")))
+            },
             name(called),
         ]),
         Item::Link { link, .. } => Described::Line(link.expose().to_owned()),

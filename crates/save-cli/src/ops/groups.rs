@@ -217,5 +217,10 @@ pub(super) fn group_item(group: &GroupInfo) -> Item {
         role: group.role.to_string(),
         writable: group.writable,
         published: !group.unpublished,
+        pending: group
+            .pending
+            .iter()
+            .map(|what| what.as_str().to_owned())
+            .collect(),
     }
 }
