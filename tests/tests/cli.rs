@@ -1,5 +1,7 @@
 //! The `save` command on a devnet: bad input, one directory for several processes, and working without a network.
 #![cfg(target_os = "linux")]
+// Veilid's futures are nested deeper than the default allows to look.
+#![recursion_limit = "256"]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::PathBuf;
