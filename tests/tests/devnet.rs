@@ -1,5 +1,6 @@
 //! The devnet tested on itself: routes, calls, records, cut links, slow links, processes.
-
+// Veilid's futures are nested deeper than the default allows to look.
+#![recursion_limit = "256"]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::net::SocketAddr;

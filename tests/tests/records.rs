@@ -1,4 +1,6 @@
 //! Records on a real Veilid network: published, found by a public key, raced for, replayed, cut off, restarted.
+// Veilid's futures are nested deeper than the default allows to look.
+#![recursion_limit = "256"]
 #![allow(
     clippy::unwrap_used,
     reason = "a test that unwraps an error fails, which is what it is for"

@@ -1,5 +1,6 @@
 //! Tunnels between two hosts of a devnet: streams in both directions, a route that dies, strangers, ends.
-
+// Veilid's futures are nested deeper than the default allows to look.
+#![recursion_limit = "256"]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::sync::{Arc, OnceLock};
