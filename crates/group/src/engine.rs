@@ -324,11 +324,6 @@ impl Engine {
         self.fail(&mut state, hash, Failure::Store(what));
     }
 
-    fn too_large(&self, hash: Hash, limit: u64) {
-        let mut state = self.lock();
-        self.fail(&mut state, hash, Failure::TooLarge(limit));
-    }
-
     fn report(&self, state: &State, hash: Hash, change: impl FnOnce(&mut Progress)) {
         if let Some(progress) = state.progress.get(&hash) {
             progress.send_modify(change);

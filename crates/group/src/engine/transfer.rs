@@ -64,11 +64,8 @@ pub(super) async fn run(inner: Arc<Inner>, engine: Arc<Engine>, peer: Arc<Peer>,
         Ok(()) => End::Done,
         Err((hash, failure)) => match failure {
             Failure::NotThere | Failure::WrongSize => End::NotThere(hash),
-            Failure::TooLarge => {
-                let limit = job.limit_of(hash);
-                engine.too_large(hash, limit);
-                End::NotThere(hash)
-            }
+            // Nothing proves it, so it says something of this holder only.
+            Failure::TooLarge => End::TooLarge(hash),
             Failure::Lied => End::Lied,
             Failure::Busy => End::Busy,
             Failure::BrokeOff => End::BrokeOff,
@@ -92,14 +89,6 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn limit_of(&self, hash: Hash) -> u64 {
-        let parts = &self.start.parts;
-        parts
-            .iter()
-            .find(|part| part.hash == hash)
-            .map_or(0, |part| part.limit)
-    }
-
     async fn work(&self) -> Result<(), (Hash, Failure)> {
         let mut wanted = Vec::with_capacity(self.start.parts.len());
         for part in &self.start.parts {
