@@ -304,6 +304,12 @@ impl Engine {
         self.report(&state, hash, |progress| progress.bytes += bytes);
     }
 
+    /// Bytes of a task came in that are not verified yet.
+    fn alive(&self, task: TaskId) {
+        let now = self.now();
+        self.lock().scheduler.alive(task, now);
+    }
+
     /// All of a part of a task is in the store.
     fn part_done(&self, task: TaskId, hash: Hash) {
         self.lock().scheduler.part_done(task, hash);

@@ -37,6 +37,8 @@ pub(crate) const STREAMS_PER_HOLDER: usize = 16;
 pub(crate) const STREAMS: usize = 32;
 /// A task that brings nothing for so long has failed.
 pub(crate) const STALL: Duration = Duration::from_secs(15);
+/// So has one that brings something, but nothing that can be verified: even four streams that share 5 kbit/s bring a chunk group each in this time.
+const NOTHING_WHOLE: Duration = Duration::from_secs(120);
 /// How long a holder of a part is left alone before it is asked again what it has by now.
 const PART_AGAIN: Duration = Duration::from_secs(3);
 /// How long a holder that has too much to do is left alone.
@@ -137,7 +139,10 @@ struct Task {
     bytes: u64,
     expected: u64,
     started: Now,
+    /// When verified bytes came last.
     last: Now,
+    /// When any bytes came last.
+    heard: Now,
     /// Whether it repeats what another is busy with.
     repeats: Option<TaskId>,
     repeated: bool,
@@ -157,6 +162,8 @@ struct Holder {
     /// How often in a row it had too much to do; what was refused together counts once.
     refused: u32,
     lost: u32,
+    /// Streams to it at a time, at most; half as many after some that stalled, which may have shared too slow a way.
+    most: usize,
     /// Small blobs for one request; fewer after one that broke off.
     batch: usize,
     /// Left alone until then.
@@ -178,6 +185,8 @@ pub(crate) enum End {
     Busy,
     /// It broke off, for whatever reason.
     BrokeOff,
+    /// It brought nothing for too long.
+    Stalled,
 }
 
 /// What follows from what was put in.
@@ -334,6 +343,13 @@ impl Scheduler {
         !self.holders.is_empty()
     }
 
+    /// Bytes came in that are not verified yet. Where the way is slow, whole chunk groups are long in coming.
+    pub(crate) fn alive(&mut self, task: TaskId, now: Now) {
+        if let Some(task) = self.tasks.get_mut(&task) {
+            task.heard = now;
+        }
+    }
+
     /// Verified bytes came in.
     pub(crate) fn progress(&mut self, task: TaskId, bytes: u64, now: Now) {
         let Some(task) = self.tasks.get_mut(&task) else {
@@ -348,6 +364,7 @@ impl Scheduler {
         }
         task.bytes += bytes;
         task.last = now;
+        task.heard = now;
     }
 
     /// All of a part is in the store.
@@ -416,6 +433,7 @@ impl Scheduler {
                 holder.failures = 0;
                 holder.refused = 0;
                 holder.lost = 0;
+                holder.most = (holder.most * 2).min(STREAMS_PER_HOLDER);
                 holder.batch = (holder.batch * 2).min(choose::BATCH);
                 self.events.push(Event::Behaved(task.holder, None));
             }
@@ -446,11 +464,15 @@ impl Scheduler {
                     .push(Event::Behaved(task.holder, Some(Fault::Lied)));
             }
             End::Busy => {}
-            End::BrokeOff => {
+            End::BrokeOff | End::Stalled => {
                 holder.batch = (task.parts.len() / 2).max(1);
                 if holder.failed.is_none_or(|failed| task.started > failed) {
                     holder.failures += 1;
                     holder.failed = Some(now);
+                    if end == End::Stalled {
+                        // This one is not among the busy ones any more.
+                        holder.most = holder.busy.div_ceil(2).max(1);
+                    }
                 }
                 if holder.failures >= FAILURES {
                     holder.failures = 0;
@@ -586,12 +608,12 @@ impl Scheduler {
         let stalled: Vec<TaskId> = self
             .tasks
             .iter()
-            .filter(|(_, task)| now >= task.last + STALL)
+            .filter(|(_, task)| now >= task.heard + STALL || now >= task.last + NOTHING_WHOLE)
             .map(|(id, _)| *id)
             .collect();
         for id in stalled {
             self.events.push(Event::Cancel(id));
-            self.finished(id, End::BrokeOff, now);
+            self.finished(id, End::Stalled, now);
         }
     }
 

@@ -226,7 +226,7 @@ async fn serve_stream(incoming: Incoming, store: Store, reach: Arc<Reach>, event
         BLOBS => {
             let pair = provider::StreamPair::new(
                 0,
-                BlobRecv(incoming.recv),
+                BlobRecv::new(incoming.recv),
                 BlobSend(incoming.send),
                 events,
             );

@@ -1,6 +1,6 @@
 //! One request to one holder: iroh-blobs' get protocol, verified on arrival, into the store.
 
-use std::{io, num::NonZeroU64, sync::Arc};
+use std::{io, num::NonZeroU64, sync::Arc, time::Duration};
 
 use bao_tree::{
     BaoTree,
@@ -20,6 +20,7 @@ use iroh_blobs::{
     store::IROH_BLOCK_SIZE,
     util::{RecvStream, RecvStreamAsyncStreamReader},
 };
+use tokio::time::Instant;
 
 use super::Engine;
 use crate::{
@@ -33,6 +34,8 @@ use crate::{
 
 /// Chunk groups on their way to the store, for one stream.
 const ON_THE_WAY: usize = 8;
+/// How often a stream is said to be alive that brings bytes, but nothing whole yet.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// The longest description of what a holder has, in bytes.
 const LONGEST_RANGES: u64 = 256 * 1024;
 /// No list of names that comes with a collection is larger, in bytes.
@@ -83,7 +86,7 @@ pub(super) async fn run(inner: Arc<Inner>, engine: Arc<Engine>, peer: Arc<Peer>,
 
 struct Job<'a> {
     inner: &'a Inner,
-    engine: &'a Engine,
+    engine: &'a Arc<Engine>,
     peer: &'a Peer,
     start: &'a Start,
 }
@@ -144,7 +147,16 @@ impl Job<'_> {
     }
 
     async fn request(&self, request: &Request) -> io::Result<BlobRecv> {
-        ask(self.peer, request).await
+        let mut reader = ask(self.peer, request).await?;
+        let (engine, task) = (self.engine.clone(), self.start.task);
+        let mut told = Instant::now();
+        reader.on_bytes(move || {
+            if told.elapsed() >= SIGN_OF_LIFE {
+                told = Instant::now();
+                engine.alive(task);
+            }
+        });
+        Ok(reader)
     }
 
     async fn receive_part(
@@ -301,7 +313,7 @@ async fn ask(peer: &Peer, request: &Request) -> io::Result<BlobRecv> {
     let (mut send, recv) = peer.session.open(serve::BLOBS).await?;
     send.write_all(&bytes).await?;
     send.finish()?;
-    Ok(BlobRecv(recv))
+    Ok(BlobRecv::new(recv))
 }
 
 /// Which ranges of a blob a holder has at the moment.
@@ -313,9 +325,10 @@ pub(super) async fn observe(peer: &Peer, hash: Hash) -> Result<ChunkRanges> {
         what: "observed ranges",
     };
     let request = Request::Observe(ObserveRequest::new(hash));
-    let BlobRecv(mut recv) = ask(peer, &request)
+    let mut recv = ask(peer, &request)
         .await
-        .map_err(|_| Error::MemberDoesNotAnswer)?;
+        .map_err(|_| Error::MemberDoesNotAnswer)?
+        .into_inner();
     // A length as postcard writes it, then so many bytes. Dropping the stream ends the observation.
     let mut length = 0_u64;
     for shift in (0..64).step_by(7) {

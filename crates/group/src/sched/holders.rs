@@ -4,7 +4,10 @@ use std::collections::{BTreeSet, HashSet};
 
 use iroh_blobs::{Hash, protocol::ChunkRanges};
 
-use super::{BUSY, Blob, Event, Has, Holder, HolderId, Now, PART_AGAIN, Scheduler, TaskId, choose};
+use super::{
+    BUSY, Blob, Event, Has, Holder, HolderId, Now, PART_AGAIN, STREAMS_PER_HOLDER, Scheduler,
+    TaskId, choose,
+};
 use crate::{have::Holding, ignore::Fault, progress::FetchState};
 
 /// Partial blobs whose ranges a holder is asked at a time. Each occupies one of the streams that it serves.
@@ -19,6 +22,7 @@ impl Scheduler {
     pub(crate) fn join(&mut self, holder: HolderId, out: Option<Now>) {
         let holder = self.holders.entry(holder).or_insert_with(|| Holder {
             batch: choose::BATCH,
+            most: STREAMS_PER_HOLDER,
             ..Holder::default()
         });
         holder.out = holder.out.max(out);

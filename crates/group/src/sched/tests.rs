@@ -10,6 +10,8 @@ use crate::have::Holding;
 const MS: Duration = Duration::from_millis(1);
 const STEP: Duration = Duration::from_millis(5);
 const MIB: u64 = 1024 * 1024;
+/// A chunk group.
+const GROUP: u64 = 16 * 1024;
 
 /// A holder as it really is.
 #[derive(Clone)]
@@ -49,6 +51,10 @@ struct Transfer {
     begun: Now,
     /// Bytes of the present part that came.
     came: f64,
+    /// Those of them that are whole chunk groups.
+    verified: u64,
+    /// What was missing of the present part when it began.
+    missing: Option<ChunkRanges>,
     at: usize,
 }
 
@@ -227,6 +233,8 @@ impl World {
                     start,
                     begun: now,
                     came: 0.0,
+                    verified: 0,
+                    missing: None,
                     at: 0,
                 },
             );
@@ -295,15 +303,34 @@ impl World {
                     break;
                 }
                 let here = self.here.entry(part.hash).or_default();
-                let size = (count(&part.ranges) * 1024).min(self.sizes[&part.hash]) as f64;
+                let missing = transfer
+                    .missing
+                    .get_or_insert_with(|| &part.ranges - &*here);
+                let size = (count(missing) * 1024).min(self.sizes[&part.hash]) as f64;
+                let before = transfer.came;
                 let take = budget.min(size - transfer.came);
                 budget -= take;
                 transfer.came += take;
                 self.sent += take;
-                self.s.progress(id, take as u64, self.now);
-                if transfer.came >= size - 0.5 {
+                if transfer.came.floor() > before.floor() {
+                    self.s.alive(id, self.now);
+                }
+                let whole = transfer.came >= size - 0.5;
+                let verified = if whole {
+                    size as u64
+                } else {
+                    transfer.came as u64 / GROUP * GROUP
+                };
+                if verified > transfer.verified {
+                    self.s.progress(id, verified - transfer.verified, self.now);
+                    transfer.verified = verified;
+                    *here |= first(missing, verified / 1024);
+                }
+                if whole {
                     *here |= part.ranges.clone();
                     transfer.came = 0.0;
+                    transfer.verified = 0;
+                    transfer.missing = None;
                     transfer.at += 1;
                     self.s.part_done(id, part.hash);
                     self.events();
@@ -337,6 +364,17 @@ fn count(ranges: &ChunkRanges) -> u64 {
         .chunks(2)
         .map(|pair| pair[1].0 - pair[0].0)
         .sum()
+}
+
+/// The first so many chunks.
+fn first(ranges: &ChunkRanges, mut most: u64) -> ChunkRanges {
+    let mut first = ChunkRanges::empty();
+    for pair in ranges.boundaries().chunks(2) {
+        let end = pair[1].0.min(pair[0].0 + most);
+        first |= ChunkRanges::from(pair[0]..ChunkNum(end));
+        most -= end - pair[0].0;
+    }
+    first
 }
 
 #[test]
@@ -687,6 +725,34 @@ fn a_collection_that_somebody_lists_as_a_file_stays_a_collection() {
     assert_eq!(start.parts[0].kind, Kind::Collection);
     assert_eq!(start.parts[0].size, None);
     assert_eq!(start.parts[0].limit, MIB);
+}
+
+#[test]
+fn a_very_slow_way_brings_something_all_the_same() {
+    // With four streams, a chunk group takes 26 s at the first rate; with three, 160 s at the second.
+    for (rate, files, limit) in [(2_500.0, 4, 300), (300.0, 3, 2_000)] {
+        let mut world = World::new(vec![Real::new(rate, 300)]);
+        for n in 0..files {
+            world.want(&format!("picture {n}"), 66 * 1024);
+        }
+        world.run(Duration::from_secs(limit));
+        assert_eq!(world.stored.len(), files);
+        assert!(world.faults.is_empty(), "{:?}", world.faults);
+    }
+}
+
+#[test]
+fn one_who_only_trickles_is_given_up() {
+    let mut world = World::new(vec![Real::new(0.1, 20)]);
+    let film = world.want("film", MIB);
+    world.run(Duration::from_secs(1_000));
+    assert!(world.failed.contains(&film));
+    assert!(world.faults.contains(&(0, Fault::Silent)));
+    // Nor does it hold up what others have.
+    let mut world = World::new(vec![Real::new(0.1, 20), Real::new(5e6, 20)]);
+    let film = world.want("film", 10 * MIB);
+    world.run(Duration::from_secs(10));
+    assert!(world.stored.contains(&film));
 }
 
 #[test]
