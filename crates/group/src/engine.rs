@@ -317,6 +317,12 @@ impl Engine {
         self.report(&state, hash, |progress| progress.bytes += bytes);
     }
 
+    /// Bytes of a task came in that are not verified yet.
+    fn alive(&self, task: TaskId) {
+        let now = self.now();
+        self.lock().scheduler.alive(task, now);
+    }
+
     /// All of a part of a task is in the store.
     fn part_done(&self, task: TaskId, hash: Hash) {
         self.lock().scheduler.part_done(task, hash);
@@ -335,11 +341,6 @@ impl Engine {
         let what: Arc<str> = error.to_string().into();
         let mut state = self.lock();
         self.fail(&mut state, hash, Failure::Store(what));
-    }
-
-    fn too_large(&self, hash: Hash, limit: u64) {
-        let mut state = self.lock();
-        self.fail(&mut state, hash, Failure::TooLarge(limit));
     }
 
     fn report(&self, state: &State, hash: Hash, change: impl FnOnce(&mut Progress)) {

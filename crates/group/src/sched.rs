@@ -37,10 +37,14 @@ pub(crate) const STREAMS_PER_HOLDER: usize = 16;
 pub(crate) const STREAMS: usize = 32;
 /// A task that brings nothing for so long has failed.
 pub(crate) const STALL: Duration = Duration::from_secs(15);
+/// So has one that brings something, but nothing that can be verified: even four streams that share 5 kbit/s bring a chunk group each in this time.
+const NOTHING_WHOLE: Duration = Duration::from_secs(120);
 /// How long a holder of a part is left alone before it is asked again what it has by now.
 const PART_AGAIN: Duration = Duration::from_secs(3);
 /// How long a holder that has too much to do is left alone.
 const BUSY: Duration = Duration::from_millis(1_500);
+/// One that had too much to do so often in a row has failed each further time.
+const REFUSALS: u32 = 20;
 /// A holder that fails so many tasks one after the other is left alone.
 const FAILURES: u32 = 3;
 /// A holder from whom so many tasks in a row were taken over by faster ones, and who is slower than a twentieth of the fastest, starves
@@ -80,10 +84,14 @@ pub(crate) struct Want {
 #[derive(Clone, Debug)]
 enum Has {
     Nothing,
+    /// It says, without a proof, that it is larger than what is taken.
+    TooLarge,
     /// Some of it; which ranges, once that was asked.
     Part {
         ranges: Option<ChunkRanges>,
         asked: Now,
+        /// How often that was not answered.
+        failed: u32,
     },
     All,
 }
@@ -136,7 +144,10 @@ struct Task {
     bytes: u64,
     expected: u64,
     started: Now,
+    /// When verified bytes came last.
     last: Now,
+    /// When any bytes came last.
+    heard: Now,
     /// Whether it repeats what another is busy with.
     repeats: Option<TaskId>,
     repeated: bool,
@@ -153,7 +164,11 @@ struct Holder {
     failures: u32,
     /// When the last of them was counted: what broke off together counts once.
     failed: Option<Now>,
+    /// How often in a row it had too much to do; what was refused together counts once.
+    refused: u32,
     lost: u32,
+    /// Streams to it at a time, at most; half as many after some that stalled, which may have shared too slow a way.
+    most: usize,
     /// Small blobs for one request; fewer after one that broke off.
     batch: usize,
     /// Left alone until then.
@@ -167,12 +182,16 @@ pub(crate) enum End {
     Done,
     /// The holder does not have this blob (any more), or not in this size.
     NotThere(Hash),
+    /// The holder says that this blob is larger than what is taken.
+    TooLarge(Hash),
     /// A byte did not match its hash.
     Lied,
     /// The holder has too much to do.
     Busy,
     /// It broke off, for whatever reason.
     BrokeOff,
+    /// It brought nothing for too long.
+    Stalled,
 }
 
 /// What follows from what was put in.
@@ -211,8 +230,14 @@ impl Scheduler {
     pub(crate) fn want(&mut self, want: Want) {
         if let Some(blob) = self.blobs.get_mut(&want.hash) {
             blob.users += 1;
-            blob.size = blob.size.or(want.size);
             blob.limit = blob.limit.max(want.limit);
+            blob.whole |= want.whole;
+            if want.kind == Kind::Collection {
+                blob.kind = want.kind;
+            }
+            if blob.size != want.size {
+                self.doubt_size(want);
+            }
             return;
         }
         let hash = want.hash;
@@ -240,6 +265,32 @@ impl Scheduler {
                 if matches!(holder.has.get(&like), Some(Has::All)) {
                     holder.has.insert(hash, Has::All);
                 }
+            }
+        }
+        self.check_if_all_came(hash);
+    }
+
+    /// Those who want a blob do not agree on its size. Anybody can say anything, so it counts as unknown.
+    fn doubt_size(&mut self, want: Want) {
+        let hash = want.hash;
+        let mut missing = want.missing;
+        for part in self.tasks.values().flat_map(|task| &task.parts) {
+            if part.hash == hash && !part.done {
+                missing -= part.ranges.clone();
+            }
+        }
+        let Some(blob) = self.blobs.get_mut(&hash) else {
+            return;
+        };
+        blob.size = None;
+        if blob.is_open() {
+            blob.todo |= missing;
+            blob.todo &= blob.all();
+        }
+        // Whoever was asked for the other size may have it after all.
+        for holder in self.holders.values_mut() {
+            if matches!(holder.has.get(&hash), Some(Has::Nothing)) {
+                holder.has.remove(&hash);
             }
         }
         self.check_if_all_came(hash);
@@ -299,6 +350,13 @@ impl Scheduler {
         !self.holders.is_empty()
     }
 
+    /// Bytes came in that are not verified yet. Where the way is slow, whole chunk groups are long in coming.
+    pub(crate) fn alive(&mut self, task: TaskId, now: Now) {
+        if let Some(task) = self.tasks.get_mut(&task) {
+            task.heard = now;
+        }
+    }
+
     /// Verified bytes came in.
     pub(crate) fn progress(&mut self, task: TaskId, bytes: u64, now: Now) {
         let Some(task) = self.tasks.get_mut(&task) else {
@@ -309,9 +367,11 @@ impl Scheduler {
                 holder.rate.answered_after(now.saturating_sub(task.started));
             }
             holder.rate.came(bytes, now);
+            holder.refused = 0;
         }
         task.bytes += bytes;
         task.last = now;
+        task.heard = now;
     }
 
     /// All of a part is in the store.
@@ -357,7 +417,7 @@ impl Scheduler {
     }
 
     /// A task ended. Whatever of it is not done goes back.
-    pub(crate) fn finished(&mut self, id: TaskId, end: End, now: Now) {
+    pub(crate) fn finished(&mut self, id: TaskId, mut end: End, now: Now) {
         let Some(task) = self.put_back(id) else {
             return;
         };
@@ -366,10 +426,21 @@ impl Scheduler {
         let Some(holder) = self.holders.get_mut(&task.holder) else {
             return;
         };
+        if end == End::Busy && !whole {
+            if !holder.is_out(now) {
+                holder.refused += 1;
+            }
+            holder.out = Some(now + BUSY);
+            if holder.refused >= REFUSALS {
+                end = End::BrokeOff;
+            }
+        }
         match end {
             End::Done => {
                 holder.failures = 0;
+                holder.refused = 0;
                 holder.lost = 0;
+                holder.most = (holder.most * 2).min(STREAMS_PER_HOLDER);
                 holder.batch = (holder.batch * 2).min(choose::BATCH);
                 self.events.push(Event::Behaved(task.holder, None));
             }
@@ -377,7 +448,12 @@ impl Scheduler {
             _ if whole => {}
             End::NotThere(hash) => {
                 holder.batch = (task.parts.len() / 2).max(1);
-                if task.parts.len() == 1 {
+                let size = self.blobs.get(&hash).map(|blob| blob.size);
+                let asked = task.parts.iter().find(|part| part.hash == hash);
+                if size.is_some_and(|size| asked.is_some_and(|part| part.size != size)) {
+                    // It was asked for a size that is in doubt by now.
+                    holder.has.remove(&hash);
+                } else if task.parts.len() == 1 {
                     holder.has.insert(hash, Has::Nothing);
                 } else {
                     // Which of them it was is not sure: those that are left are asked for again.
@@ -386,17 +462,24 @@ impl Scheduler {
                     }
                 }
             }
+            End::TooLarge(hash) => {
+                holder.has.insert(hash, Has::TooLarge);
+            }
             End::Lied => {
                 holder.has.clear();
                 self.events
                     .push(Event::Behaved(task.holder, Some(Fault::Lied)));
             }
-            End::Busy => holder.out = Some(now + BUSY),
-            End::BrokeOff => {
+            End::Busy => {}
+            End::BrokeOff | End::Stalled => {
                 holder.batch = (task.parts.len() / 2).max(1);
                 if holder.failed.is_none_or(|failed| task.started > failed) {
                     holder.failures += 1;
                     holder.failed = Some(now);
+                    if end == End::Stalled {
+                        // This one is not among the busy ones any more.
+                        holder.most = holder.busy.div_ceil(2).max(1);
+                    }
                 }
                 if holder.failures >= FAILURES {
                     holder.failures = 0;
@@ -534,12 +617,12 @@ impl Scheduler {
         let stalled: Vec<TaskId> = self
             .tasks
             .iter()
-            .filter(|(_, task)| now >= task.last + STALL)
+            .filter(|(_, task)| now >= task.heard + STALL || now >= task.last + NOTHING_WHOLE)
             .map(|(id, _)| *id)
             .collect();
         for id in stalled {
             self.events.push(Event::Cancel(id));
-            self.finished(id, End::BrokeOff, now);
+            self.finished(id, End::Stalled, now);
         }
     }
 

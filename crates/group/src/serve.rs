@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
 };
@@ -10,11 +11,12 @@ use iroh_blobs::{
     Hash,
     api::{Store, blobs::BlobStatus},
     hashseq::HashSeq,
-    protocol::{ERR_INTERNAL, ERR_LIMIT, GetRequest},
+    protocol::{ERR_INTERNAL, ERR_LIMIT, GetRequest, Request},
     provider::{
         self,
         events::{AbortReason, EventMask, EventSender, ObserveMode, ProviderMessage, RequestMode},
     },
+    util::{RecvStream, SendStream},
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -42,7 +44,8 @@ const STREAMS_PER_SESSION: usize = 64;
 const STREAMS_PER_NODE: usize = 512;
 /// No hash sequence of ours is longer; a larger blob is not read to be looked through.
 const LARGEST_SEQUENCE: u64 = 16 * 1024 * 1024;
-/// How long a question may take to arrive.
+/// How long a question or a request may take to arrive, and how long somebody may watch which ranges of a blob are here. A member of this
+/// version wants to hear that once.
 const QUESTION: Duration = Duration::from_secs(30);
 
 /// How many streams a node serves at once, in all of its groups together. Cheap to clone; all clones share.
@@ -229,11 +232,11 @@ async fn serve_stream(incoming: Incoming, store: Store, reach: Arc<Reach>, event
         BLOBS => {
             let pair = provider::StreamPair::new(
                 0,
-                BlobRecv(incoming.recv),
+                BlobRecv::new(incoming.recv),
                 BlobSend(incoming.send),
                 events,
             );
-            if let Err(error) = provider::handle_stream(pair, store).await {
+            if let Err(error) = serve_blobs(pair, store, QUESTION).await {
                 tracing::debug!(%error, "a blob was not served");
             }
         }
@@ -244,6 +247,28 @@ async fn serve_stream(incoming: Incoming, store: Store, reach: Arc<Reach>, event
         }
         _ => refuse(incoming, ERR_INTERNAL.into_inner()),
     }
+}
+
+/// What iroh-blobs' `handle_stream` does, with a limit on the time that a place is held for a request that does not come, or by a watcher.
+/// Whoever reads blobs takes as long as it takes.
+async fn serve_blobs<R: RecvStream, W: SendStream>(
+    mut pair: provider::StreamPair<R, W>,
+    store: Store,
+    patience: Duration,
+) -> io::Result<()> {
+    let request = timeout(patience, pair.read_request()).await?;
+    let served = match request {
+        Ok(Request::Get(request)) => provider::handle_get(pair, store, request).await,
+        Ok(Request::GetMany(request)) => provider::handle_get_many(pair, store, request).await,
+        Ok(Request::Observe(request)) => {
+            timeout(patience, provider::handle_observe(pair, store, request)).await?
+        }
+        // It is refused.
+        Ok(Request::Push(request)) => provider::handle_push(pair, store, request).await,
+        Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    };
+    served.map_err(|error| io::Error::other(format!("{error:#}")))
 }
 
 async fn answer_have(incoming: Incoming, store: &Store, reach: &Reach) -> crate::Result<()> {
@@ -356,7 +381,9 @@ async fn get_allowed(request: &GetRequest, store: &Store, reach: &Reach) -> bool
 
 #[cfg(test)]
 mod tests {
-    use iroh_blobs::protocol::{ChunkRanges, ChunkRangesSeq};
+    use bytes::Bytes;
+    use iroh::endpoint::VarInt;
+    use iroh_blobs::protocol::{ChunkRanges, ChunkRangesSeq, ObserveRequest};
     use store_adapter::{StoreOptions, VeilidStore};
 
     use super::*;
@@ -428,5 +455,93 @@ mod tests {
         drop(places);
         assert!(sessions.lock().is_empty());
         assert_eq!(all.available_permits(), 1_000);
+    }
+
+    /// Gives what is in it, and then either its end or nothing more.
+    struct Asking {
+        left: Bytes,
+        ends: bool,
+    }
+
+    impl RecvStream for Asking {
+        async fn recv_bytes(&mut self, len: usize) -> io::Result<Bytes> {
+            if self.left.len() < len && !self.ends {
+                std::future::pending::<()>().await;
+            }
+            Ok(self.left.split_to(len.min(self.left.len())))
+        }
+
+        async fn recv_bytes_exact(&mut self, len: usize) -> io::Result<Bytes> {
+            let bytes = self.recv_bytes(len).await?;
+            if bytes.len() < len {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            Ok(bytes)
+        }
+
+        async fn recv_exact(&mut self, target: &mut [u8]) -> io::Result<()> {
+            target.copy_from_slice(&self.recv_bytes_exact(target.len()).await?);
+            Ok(())
+        }
+
+        fn stop(&mut self, _: VarInt) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn id(&self) -> u64 {
+            0
+        }
+    }
+
+    /// Takes everything, and never stops.
+    struct Watching;
+
+    impl SendStream for Watching {
+        async fn send_bytes(&mut self, _: Bytes) -> io::Result<()> {
+            Ok(())
+        }
+
+        async fn send(&mut self, _: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+
+        async fn sync(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn reset(&mut self, _: VarInt) -> io::Result<()> {
+            Ok(())
+        }
+
+        async fn stopped(&mut self) -> io::Result<Option<VarInt>> {
+            std::future::pending().await
+        }
+
+        fn id(&self) -> u64 {
+            0
+        }
+    }
+
+    #[tokio::test]
+    async fn a_place_is_not_held_for_a_request_that_does_not_come_or_by_a_watcher() {
+        let store = VeilidStore::in_memory(StoreOptions::default())
+            .await
+            .unwrap();
+        let hash = store.add_slice(b"mine").await.unwrap().hash;
+        let request = Request::Observe(ObserveRequest::new(hash));
+        let request = Bytes::from(postcard::to_stdvec(&request).unwrap());
+        for (left, ends) in [
+            (Bytes::new(), false),
+            (request.slice(..3), false),
+            (request, true),
+        ] {
+            let asking = Asking { left, ends };
+            let pair = provider::StreamPair::new(0, asking, Watching, EventSender::DEFAULT);
+            let served = serve_blobs(pair, (*store).clone(), Duration::from_millis(20));
+            let served = timeout(QUESTION, served).await;
+            let error = served.expect("it ends").unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        }
+        store.close().await.unwrap();
     }
 }

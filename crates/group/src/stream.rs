@@ -2,7 +2,7 @@
 
 use std::{io, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use iroh::endpoint::VarInt;
 use iroh_blobs::util::{RecvStream, SendStream};
 use tokio::time::timeout;
@@ -14,7 +14,36 @@ const READS_NOTHING: Duration = Duration::from_secs(60);
 pub(crate) struct BlobSend(pub(crate) tunnels::SendStream);
 
 /// The receiving half of a tunnel stream, for iroh-blobs.
-pub(crate) struct BlobRecv(pub(crate) tunnels::RecvStream);
+pub(crate) struct BlobRecv {
+    stream: tunnels::RecvStream,
+    /// Called whenever some bytes came, also where a read waits for more.
+    on_bytes: Option<Box<dyn FnMut() + Send + Sync>>,
+}
+
+impl BlobRecv {
+    pub(crate) fn new(stream: tunnels::RecvStream) -> Self {
+        Self {
+            stream,
+            on_bytes: None,
+        }
+    }
+
+    pub(crate) fn on_bytes(&mut self, on_bytes: impl FnMut() + Send + Sync + 'static) {
+        self.on_bytes = Some(Box::new(on_bytes));
+    }
+
+    pub(crate) fn into_inner(self) -> tunnels::RecvStream {
+        self.stream
+    }
+
+    async fn read(&mut self, most: usize) -> io::Result<Bytes> {
+        let bytes = self.stream.read(most).await?;
+        if let Some(on_bytes) = self.on_bytes.as_mut().filter(|_| !bytes.is_empty()) {
+            on_bytes();
+        }
+        Ok(bytes)
+    }
+}
 
 impl SendStream for BlobSend {
     async fn send_bytes(&mut self, bytes: Bytes) -> io::Result<()> {
@@ -59,7 +88,20 @@ fn ended_early(got: usize) -> io::Error {
 
 impl RecvStream for BlobRecv {
     async fn recv_bytes(&mut self, len: usize) -> io::Result<Bytes> {
-        self.0.read_full(len).await.map_err(io::Error::from)
+        let first = self.read(len).await?;
+        // Mostly one piece has it all, and need not be copied.
+        if first.len() == len || first.is_empty() {
+            return Ok(first);
+        }
+        let mut bytes = BytesMut::from(first);
+        while bytes.len() < len {
+            let more = self.read(len - bytes.len()).await?;
+            if more.is_empty() {
+                break;
+            }
+            bytes.extend_from_slice(&more);
+        }
+        Ok(bytes.freeze())
     }
 
     async fn recv_bytes_exact(&mut self, len: usize) -> io::Result<Bytes> {
@@ -77,11 +119,11 @@ impl RecvStream for BlobRecv {
     }
 
     fn stop(&mut self, code: VarInt) -> io::Result<()> {
-        self.0.stop(code.into_inner());
+        self.stream.stop(code.into_inner());
         Ok(())
     }
 
     fn id(&self) -> u64 {
-        self.0.id()
+        self.stream.id()
     }
 }

@@ -12,7 +12,8 @@ pub const MAX_MESSAGE: usize = 32_768;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Sessions that the listeners of this node serve at once, all together. A session without streams gives way to a new one. Default 256.
+    /// Sessions that the listeners of this node serve at once, all together. Beyond that a new one takes the place of one of the listener that has
+    /// most: of one without streams, else of one that has long been silent. Default 256.
     pub sessions: usize,
     /// Streams open at once in one session. Default 1,024.
     pub streams_per_session: usize,

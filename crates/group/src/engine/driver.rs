@@ -132,10 +132,10 @@ impl Driver<'_> {
             }
             for hash in last {
                 let nobody = !state.scheduler.has_holders();
-                let failure = if nobody {
-                    Failure::Nobody
-                } else {
-                    Failure::NobodyHas
+                let failure = match state.scheduler.too_large(&hash) {
+                    _ if nobody => Failure::Nobody,
+                    Some(limit) => Failure::TooLarge(limit),
+                    None => Failure::NobodyHas,
                 };
                 engine.fail(&mut state, hash, failure);
             }
@@ -244,7 +244,11 @@ impl Driver<'_> {
         self.jobs.spawn(async move {
             let ranges = match timeout(ANSWER, transfer::observe(&peer, hash)).await {
                 Ok(Ok(ranges)) => Some(ranges),
-                _ => None,
+                failed => {
+                    let error = failed.ok().and_then(Result::err);
+                    tracing::debug!(peer = %peer.short(), ?error, "a member does not say which part it has");
+                    None
+                }
             };
             let now = engine.now();
             engine.lock().scheduler.observed(holder, hash, ranges, now);

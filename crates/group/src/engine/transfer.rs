@@ -1,6 +1,6 @@
 //! One request to one holder: iroh-blobs' get protocol, verified on arrival, into the store.
 
-use std::{io, num::NonZeroU64, sync::Arc};
+use std::{io, num::NonZeroU64, sync::Arc, time::Duration};
 
 use bao_tree::{
     BaoTree,
@@ -20,6 +20,7 @@ use iroh_blobs::{
     store::IROH_BLOCK_SIZE,
     util::{RecvStream, RecvStreamAsyncStreamReader},
 };
+use tokio::time::Instant;
 
 use super::Engine;
 use crate::{
@@ -35,6 +36,8 @@ use crate::{
 const ON_THE_WAY: usize = 4;
 /// Of a larger file it is written down at once that it was obtained in this group, in bytes; of others when they are complete.
 const WORTH_A_MARK: u64 = 1024 * 1024;
+/// How often a stream is said to be alive that brings bytes, but nothing whole yet.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// The longest description of what a holder has, in bytes.
 const LONGEST_RANGES: u64 = 256 * 1024;
 /// No list of names that comes with a collection is larger, in bytes.
@@ -66,11 +69,8 @@ pub(super) async fn run(inner: Arc<Inner>, engine: Arc<Engine>, peer: Arc<Peer>,
         Ok(()) => End::Done,
         Err((hash, failure)) => match failure {
             Failure::NotThere | Failure::WrongSize => End::NotThere(hash),
-            Failure::TooLarge => {
-                let limit = job.limit_of(hash);
-                engine.too_large(hash, limit);
-                End::NotThere(hash)
-            }
+            // Nothing proves it, so it says something of this holder only.
+            Failure::TooLarge => End::TooLarge(hash),
             Failure::Lied => End::Lied,
             Failure::Busy => End::Busy,
             Failure::BrokeOff => End::BrokeOff,
@@ -88,20 +88,12 @@ pub(super) async fn run(inner: Arc<Inner>, engine: Arc<Engine>, peer: Arc<Peer>,
 
 struct Job<'a> {
     inner: &'a Inner,
-    engine: &'a Engine,
+    engine: &'a Arc<Engine>,
     peer: &'a Peer,
     start: &'a Start,
 }
 
 impl Job<'_> {
-    fn limit_of(&self, hash: Hash) -> u64 {
-        let parts = &self.start.parts;
-        parts
-            .iter()
-            .find(|part| part.hash == hash)
-            .map_or(0, |part| part.limit)
-    }
-
     async fn work(&self) -> Result<(), (Hash, Failure)> {
         let mut wanted = Vec::with_capacity(self.start.parts.len());
         for part in &self.start.parts {
@@ -160,7 +152,16 @@ impl Job<'_> {
     }
 
     async fn request(&self, request: &Request) -> io::Result<BlobRecv> {
-        ask(self.peer, request).await
+        let mut reader = ask(self.peer, request).await?;
+        let (engine, task) = (self.engine.clone(), self.start.task);
+        let mut told = Instant::now();
+        reader.on_bytes(move || {
+            if told.elapsed() >= SIGN_OF_LIFE {
+                told = Instant::now();
+                engine.alive(task);
+            }
+        });
+        Ok(reader)
     }
 
     async fn receive_part(
@@ -322,7 +323,7 @@ async fn ask(peer: &Peer, request: &Request) -> io::Result<BlobRecv> {
     let (mut send, recv) = peer.session.open(serve::BLOBS).await?;
     send.write_all(&bytes).await?;
     send.finish()?;
-    Ok(BlobRecv(recv))
+    Ok(BlobRecv::new(recv))
 }
 
 /// Which ranges of a blob a holder has at the moment.
@@ -334,9 +335,10 @@ pub(super) async fn observe(peer: &Peer, hash: Hash) -> Result<ChunkRanges> {
         what: "observed ranges",
     };
     let request = Request::Observe(ObserveRequest::new(hash));
-    let BlobRecv(mut recv) = ask(peer, &request)
+    let mut recv = ask(peer, &request)
         .await
-        .map_err(|_| Error::MemberDoesNotAnswer)?;
+        .map_err(|_| Error::MemberDoesNotAnswer)?
+        .into_inner();
     // A length as postcard writes it, then so many bytes. Dropping the stream ends the observation.
     let mut length = 0_u64;
     for shift in (0..64).step_by(7) {

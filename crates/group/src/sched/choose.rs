@@ -35,7 +35,7 @@ impl Holder {
     /// Streams that keep the way to it full: twice what is on its way at a time, so that a request arrives before the last one ends.
     fn streams(&self) -> usize {
         let Some(rate) = self.rate.bytes_per_second() else {
-            return FIRST_STREAMS;
+            return FIRST_STREAMS.min(self.most);
         };
         let ahead = 2.0 * rate * self.rate.latency().as_secs_f64();
         let piece = (rate * TIME).clamp(2.0 * SHORTEST as f64, PIECE as f64);
@@ -43,6 +43,7 @@ impl Holder {
         ((ahead / piece).ceil() as usize)
             .saturating_add(2)
             .clamp(3, STREAMS_PER_HOLDER)
+            .min(self.most)
     }
 
     /// Bytes that it is asked for in one request.
@@ -120,6 +121,7 @@ fn start(
             bytes: 0,
             started: now,
             last: now,
+            heard: now,
             repeats,
             repeated: false,
         },

@@ -4,14 +4,25 @@ use std::collections::{BTreeSet, HashSet};
 
 use iroh_blobs::{Hash, protocol::ChunkRanges};
 
-use super::{BUSY, Blob, Event, Has, Holder, HolderId, Now, PART_AGAIN, Scheduler, TaskId, choose};
+use super::{
+    BUSY, Blob, Event, Has, Holder, HolderId, Now, PART_AGAIN, STREAMS_PER_HOLDER, Scheduler,
+    TaskId, choose,
+};
 use crate::{have::Holding, ignore::Fault, progress::FetchState};
+
+/// Partial blobs whose ranges a holder is asked at a time. Each occupies one of the streams that it serves.
+const OBSERVATIONS: usize = 8;
+/// A holder that does not say its ranges of a blob so often has nothing of it.
+const OBSERVE_TRIES: u32 = 3;
+/// Boundaries of ranges that are kept of a holder's part of a blob: of more than this, only of what is to be done now, and not of all of that.
+const BOUNDARIES: usize = 1_024;
 
 impl Scheduler {
     /// Somebody can be asked; left alone until `out`.
     pub(crate) fn join(&mut self, holder: HolderId, out: Option<Now>) {
         let holder = self.holders.entry(holder).or_insert_with(|| Holder {
             batch: choose::BATCH,
+            most: STREAMS_PER_HOLDER,
             ..Holder::default()
         });
         holder.out = holder.out.max(out);
@@ -99,6 +110,7 @@ impl Scheduler {
                 Holding::Partial => Has::Part {
                     ranges: None,
                     asked: now,
+                    failed: 0,
                 },
                 Holding::Complete { size } => {
                     blob.claim(*size);
@@ -117,32 +129,40 @@ impl Scheduler {
         self.events.push(Event::Behaved(id, Some(Fault::Silent)));
     }
 
-    /// Of which partial blobs the holders' ranges have to be asked.
+    /// Of which partial blobs the holders' ranges have to be asked: of each holder a few at a time, first what was not asked for longest.
     pub(crate) fn observations(&mut self, now: Now) -> Vec<(HolderId, Hash)> {
         let mut observations = Vec::new();
         for (id, holder) in &mut self.holders {
-            if holder.is_out(now) {
+            let free = OBSERVATIONS.saturating_sub(holder.observing.len());
+            if holder.is_out(now) || free == 0 {
                 continue;
             }
+            let mut due = Vec::new();
             for (hash, has) in &holder.has {
-                let Has::Part { ranges, asked } = has else {
+                let Has::Part {
+                    ranges,
+                    asked,
+                    failed,
+                } = has
+                else {
                     continue;
                 };
                 let Some(blob) = self.blobs.get(hash).filter(|blob| blob.is_open()) else {
                     continue;
                 };
-                let due = match ranges {
-                    None => true,
-                    Some(ranges) => ranges.is_disjoint(&blob.todo) && now >= *asked + PART_AGAIN,
+                let again = now >= *asked + PART_AGAIN;
+                let is_due = match ranges {
+                    None => *failed == 0 || again,
+                    Some(ranges) => ranges.is_disjoint(&blob.todo) && again,
                 };
-                if due && !holder.observing.contains(hash) {
-                    observations.push((*id, *hash));
+                if is_due && !holder.observing.contains(hash) {
+                    due.push((*asked, *hash));
                 }
             }
-            for (of, hash) in &observations {
-                if of == id {
-                    holder.observing.insert(*hash);
-                }
+            due.sort_unstable_by_key(|(asked, _)| *asked);
+            for (_, hash) in due.into_iter().take(free) {
+                holder.observing.insert(hash);
+                observations.push((*id, hash));
             }
         }
         observations
@@ -156,19 +176,42 @@ impl Scheduler {
         ranges: Option<ChunkRanges>,
         now: Now,
     ) {
-        if let Some(holder) = self.holders.get_mut(&id)
-            && holder.observing.remove(&hash)
-            && self.blobs.contains_key(&hash)
-        {
-            let has = match ranges {
-                Some(ranges) => Has::Part {
-                    ranges: Some(ranges),
-                    asked: now,
-                },
-                None => Has::Nothing,
-            };
-            holder.has.insert(hash, has);
+        let Some(holder) = self.holders.get_mut(&id) else {
+            return;
+        };
+        if !holder.observing.remove(&hash) {
+            return;
         }
+        let Some(blob) = self.blobs.get(&hash) else {
+            return;
+        };
+        let failed = match holder.has.get(&hash) {
+            Some(Has::Part { failed, .. }) => *failed + 1,
+            _ => 1,
+        };
+        let has = match ranges {
+            Some(ranges) => Has::Part {
+                ranges: Some(useful(&ranges, blob)),
+                asked: now,
+                failed: 0,
+            },
+            None if failed >= OBSERVE_TRIES => Has::Nothing,
+            // It may only have had too much to do.
+            None => Has::Part {
+                ranges: None,
+                asked: now,
+                failed,
+            },
+        };
+        holder.has.insert(hash, has);
+    }
+
+    /// The limit of a blob of which somebody says, without a proof, that it is larger.
+    pub(crate) fn too_large(&self, hash: &Hash) -> Option<u64> {
+        let mut holders = self.holders.values();
+        let said = holders.any(|holder| matches!(holder.has.get(hash), Some(Has::TooLarge)));
+        let blob = self.blobs.get(hash).filter(|_| said)?;
+        Some(blob.limit)
     }
 
     /// Blobs that nobody can give as things stand: nobody works on them, and nobody who has them, or was not asked yet, is left.
@@ -198,7 +241,7 @@ impl Scheduler {
                 }
                 match holder.has.get(hash) {
                     None | Some(Has::All) => true,
-                    Some(Has::Nothing) => false,
+                    Some(Has::Nothing | Has::TooLarge) => false,
                     Some(Has::Part { ranges, .. }) => ranges
                         .as_ref()
                         .is_none_or(|ranges| !ranges.is_disjoint(&blob.todo)),
@@ -230,5 +273,19 @@ impl Scheduler {
                 }
             }
         }
+    }
+}
+
+/// What of these ranges is worth keeping, whatever a holder says.
+fn useful(ranges: &ChunkRanges, blob: &Blob) -> ChunkRanges {
+    let useful = ranges & &blob.all();
+    if useful.boundaries().len() <= BOUNDARIES {
+        return useful;
+    }
+    let useful = ranges & &blob.todo;
+    // An even number of boundaries, so this one begins a range.
+    match useful.boundaries().get(BOUNDARIES) {
+        Some(cut) => &useful & &ChunkRanges::from(..*cut),
+        None => useful,
     }
 }

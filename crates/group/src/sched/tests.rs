@@ -10,6 +10,8 @@ use crate::have::Holding;
 const MS: Duration = Duration::from_millis(1);
 const STEP: Duration = Duration::from_millis(5);
 const MIB: u64 = 1024 * 1024;
+/// A chunk group.
+const GROUP: u64 = 16 * 1024;
 
 /// A holder as it really is.
 #[derive(Clone)]
@@ -21,6 +23,10 @@ struct Real {
     only: Option<HashMap<Hash, ChunkRanges>>,
     dies: Option<Now>,
     lies: bool,
+    /// It says that everything is too large.
+    exaggerates: bool,
+    /// It always has too much to do.
+    refuses: bool,
     /// It claims to have what it does not.
     lacks: HashSet<Hash>,
 }
@@ -33,6 +39,8 @@ impl Real {
             only: None,
             dies: None,
             lies: false,
+            exaggerates: false,
+            refuses: false,
             lacks: HashSet::new(),
         }
     }
@@ -43,6 +51,10 @@ struct Transfer {
     begun: Now,
     /// Bytes of the present part that came.
     came: f64,
+    /// Those of them that are whole chunk groups.
+    verified: u64,
+    /// What was missing of the present part when it began.
+    missing: Option<ChunkRanges>,
     at: usize,
 }
 
@@ -59,6 +71,7 @@ struct World {
     observed: Vec<(Now, HolderId, Hash)>,
     stored: HashSet<Hash>,
     failed: HashSet<Hash>,
+    too_large: HashSet<Hash>,
     faults: Vec<(HolderId, Fault)>,
     /// A float, since steps do not bring whole bytes.
     sent: f64,
@@ -221,6 +234,8 @@ impl World {
                     start,
                     begun: now,
                     came: 0.0,
+                    verified: 0,
+                    missing: None,
                     at: 0,
                 },
             );
@@ -233,6 +248,9 @@ impl World {
         }
         for hash in last {
             self.failed.insert(hash);
+            if self.s.too_large(&hash).is_some() {
+                self.too_large.insert(hash);
+            }
             self.s.give_up(hash);
         }
         self.events();
@@ -268,7 +286,16 @@ impl World {
                     end = Some(End::Done);
                     break;
                 };
-                if real.lacks.contains(&part.hash) {
+                if real.refuses {
+                    end = Some(End::Busy);
+                    break;
+                }
+                if real.exaggerates {
+                    end = Some(End::TooLarge(part.hash));
+                    break;
+                }
+                let wrong = part.size.is_some_and(|size| size != self.sizes[&part.hash]);
+                if wrong || real.lacks.contains(&part.hash) {
                     end = Some(End::NotThere(part.hash));
                     break;
                 }
@@ -277,15 +304,34 @@ impl World {
                     break;
                 }
                 let here = self.here.entry(part.hash).or_default();
-                let size = (count(&part.ranges) * 1024).min(self.sizes[&part.hash]) as f64;
+                let missing = transfer
+                    .missing
+                    .get_or_insert_with(|| &part.ranges - &*here);
+                let size = (count(missing) * 1024).min(self.sizes[&part.hash]) as f64;
+                let before = transfer.came;
                 let take = budget.min(size - transfer.came);
                 budget -= take;
                 transfer.came += take;
                 self.sent += take;
-                self.s.progress(id, take as u64, self.now);
-                if transfer.came >= size - 0.5 {
+                if transfer.came.floor() > before.floor() {
+                    self.s.alive(id, self.now);
+                }
+                let whole = transfer.came >= size - 0.5;
+                let verified = if whole {
+                    size as u64
+                } else {
+                    transfer.came as u64 / GROUP * GROUP
+                };
+                if verified > transfer.verified {
+                    self.s.progress(id, verified - transfer.verified, self.now);
+                    transfer.verified = verified;
+                    *here |= first(missing, verified / 1024);
+                }
+                if whole {
                     *here |= part.ranges.clone();
                     transfer.came = 0.0;
+                    transfer.verified = 0;
+                    transfer.missing = None;
                     transfer.at += 1;
                     self.s.part_done(id, part.hash);
                     self.events();
@@ -319,6 +365,17 @@ fn count(ranges: &ChunkRanges) -> u64 {
         .chunks(2)
         .map(|pair| pair[1].0 - pair[0].0)
         .sum()
+}
+
+/// The first so many chunks.
+fn first(ranges: &ChunkRanges, mut most: u64) -> ChunkRanges {
+    let mut first = ChunkRanges::empty();
+    for pair in ranges.boundaries().chunks(2) {
+        let end = pair[1].0.min(pair[0].0 + most);
+        first |= ChunkRanges::from(pair[0]..ChunkNum(end));
+        most -= end - pair[0].0;
+    }
+    first
 }
 
 #[test]
@@ -573,6 +630,200 @@ fn one_with_too_much_to_do_is_asked_again_in_a_moment() {
     assert!(world.stored.contains(&film));
     assert!(world.faults.is_empty());
     assert_eq!(world.looked, 0);
+}
+
+#[test]
+fn one_who_always_has_too_much_to_do_is_given_up() {
+    let mut busy = Real::new(5e6, 20);
+    busy.refuses = true;
+    let mut world = World::new(vec![busy]);
+    let film = world.want("film", MIB);
+    let time = world.run(Duration::from_secs(200));
+    assert!(world.failed.contains(&film));
+    assert!(time > Duration::from_secs(25), "not at once: {time:?}");
+    assert!(world.faults.contains(&(0, Fault::Silent)));
+}
+
+#[test]
+fn one_who_says_that_a_blob_is_too_large_fails_nobody_but_itself() {
+    let mut liar = Real::new(5e6, 5);
+    liar.exaggerates = true;
+    let mut world = World::new(vec![liar.clone(), Real::new(1e6, 50)]);
+    let list = world.want("list", MIB);
+    world.run(Duration::from_secs(30));
+    assert!(world.stored.contains(&list));
+    assert!(world.faults.is_empty());
+    // Where nobody else has it, that is what is said.
+    let mut nothing = Real::new(5e6, 5);
+    nothing.only = Some(HashMap::new());
+    let mut world = World::new(vec![liar, nothing]);
+    let list = world.want("list", MIB);
+    world.run(Duration::from_secs(30));
+    assert!(world.failed.contains(&list));
+    assert!(world.too_large.contains(&list));
+    assert_eq!(world.looked, 1);
+}
+
+fn wrong(hash: Hash, size: u64) -> Want {
+    Want {
+        hash,
+        kind: Kind::Blob,
+        size: Some(size),
+        limit: size,
+        like: None,
+        missing: full(size),
+    }
+}
+
+#[test]
+fn a_false_size_in_one_list_does_not_keep_a_file_from_another() {
+    for size in [1_000, 3 * MIB, 1 << 40] {
+        for steps in 0..30 {
+            // The far one keeps the hope alive meanwhile.
+            let mut world = World::new(vec![Real::new(5e6, 20), Real::new(5e6, 1_000)]);
+            let film = hash("film");
+            world.sizes.insert(film, 2 * MIB);
+            world.s.want(wrong(film, size));
+            for _ in 0..steps {
+                world.step();
+            }
+            assert!(!world.failed.contains(&film));
+            world.want("film", 2 * MIB);
+            world.run(Duration::from_secs(30));
+            assert!(world.stored.contains(&film), "{size} {steps}");
+            assert!(full(2 * MIB).is_subset(&world.here[&film]));
+            assert!(world.faults.is_empty());
+            // The other way round.
+            let mut world = World::new(vec![Real::new(5e6, 20), Real::new(5e6, 1_000)]);
+            world.want("film", 2 * MIB);
+            for _ in 0..steps {
+                world.step();
+            }
+            world.s.want(wrong(film, size));
+            world.run(Duration::from_secs(30));
+            assert!(world.stored.contains(&film), "{size} {steps}");
+        }
+    }
+}
+
+#[test]
+fn a_collection_that_somebody_lists_as_a_file_stays_a_collection() {
+    let mut world = World::new(vec![Real::new(5e6, 20)]);
+    let list = hash("list");
+    world.sizes.insert(list, 5_000);
+    world.s.want(wrong(list, 4_000));
+    world.s.want(Want {
+        hash: list,
+        kind: Kind::Collection,
+        size: None,
+        limit: MIB,
+        like: None,
+        missing: full(MIB),
+    });
+    world.s.questions(1_024, world.now);
+    let holding = Holding::Complete { size: 5_000 };
+    world.s.answered(0, &[(list, holding)], world.now);
+    let start = world.s.next(world.now).unwrap();
+    assert_eq!(start.parts[0].kind, Kind::Collection);
+    assert_eq!(start.parts[0].size, None);
+    assert_eq!(start.parts[0].limit, MIB);
+}
+
+#[test]
+fn a_very_slow_way_brings_something_all_the_same() {
+    // With four streams, a chunk group takes 26 s at the first rate; with three, 160 s at the second.
+    for (rate, files, limit) in [(2_500.0, 4, 300), (300.0, 3, 2_000)] {
+        let mut world = World::new(vec![Real::new(rate, 300)]);
+        for n in 0..files {
+            world.want(&format!("picture {n}"), 66 * 1024);
+        }
+        world.run(Duration::from_secs(limit));
+        assert_eq!(world.stored.len(), files);
+        assert!(world.faults.is_empty(), "{:?}", world.faults);
+    }
+}
+
+#[test]
+fn one_who_only_trickles_is_given_up() {
+    let mut world = World::new(vec![Real::new(0.1, 20)]);
+    let film = world.want("film", MIB);
+    world.run(Duration::from_secs(1_000));
+    assert!(world.failed.contains(&film));
+    assert!(world.faults.contains(&(0, Fault::Silent)));
+    // Nor does it hold up what others have.
+    let mut world = World::new(vec![Real::new(0.1, 20), Real::new(5e6, 20)]);
+    let film = world.want("film", 10 * MIB);
+    world.run(Duration::from_secs(10));
+    assert!(world.stored.contains(&film));
+}
+
+#[test]
+fn ranges_are_asked_a_few_at_a_time_and_again_where_nobody_said_them() {
+    let mut world = World::new(vec![Real::new(5e6, 20)]);
+    let hashes: Vec<Hash> = (0..20)
+        .map(|n| world.want(&format!("file {n}"), MIB))
+        .collect();
+    let mut now = world.now;
+    world.s.questions(1_024, now);
+    let partial: Vec<_> = hashes
+        .iter()
+        .map(|hash| (*hash, Holding::Partial))
+        .collect();
+    world.s.answered(0, &partial, now);
+    let mut asked: HashMap<Hash, u32> = HashMap::new();
+    for _ in 0..3 {
+        assert!(world.s.stuck(now).0.is_empty(), "there is hope");
+        let mut round = HashSet::new();
+        loop {
+            let some = world.s.observations(now);
+            assert!(some.len() <= 8);
+            assert!(world.s.observations(now).len() + some.len() <= 8);
+            if some.is_empty() {
+                break;
+            }
+            for (_, hash) in some {
+                assert!(round.insert(hash), "not again at once");
+                *asked.entry(hash).or_default() += 1;
+                world.s.observed(0, hash, None, now);
+            }
+        }
+        now += PART_AGAIN;
+    }
+    assert_eq!(asked.len(), 20);
+    assert!(asked.values().all(|times| *times == 3));
+    assert!(world.s.observations(now).is_empty());
+    assert_eq!(world.s.stuck(now).0.len(), 20);
+}
+
+#[test]
+fn of_what_a_holder_says_of_its_ranges_little_is_kept() {
+    let mut world = World::new(vec![Real::new(5e6, 20)]);
+    let film = world.want("film", 16 * MIB);
+    world.s.questions(1_024, world.now);
+    world.s.answered(0, &[(film, Holding::Partial)], world.now);
+    let kept = |world: &mut World, ranges: ChunkRanges| {
+        world.now += PART_AGAIN;
+        assert_eq!(world.s.observations(world.now), [(0, film)]);
+        world.s.observed(0, film, Some(ranges), world.now);
+        match &world.s.holders[&0].has[&film] {
+            Has::Part { ranges, .. } => ranges.clone().unwrap(),
+            has => panic!("{has:?}"),
+        }
+    };
+    // Behind the end it has nothing that counts.
+    let tail = ChunkRanges::from(ChunkNum(16 * 1_024)..);
+    assert!(kept(&mut world, tail).is_empty());
+    let every_other = ChunkRanges::new((0..16 * 1_024).map(ChunkNum).collect()).unwrap();
+    let mut got = ChunkRanges::empty();
+    for _ in 0..16 {
+        let some = kept(&mut world, every_other.clone());
+        assert_eq!(some.boundaries().len(), 1_024);
+        assert!(some.is_disjoint(&got), "it goes on");
+        got |= some.clone();
+        // As if it had come.
+        world.s.blobs.get_mut(&film).unwrap().todo -= some;
+    }
+    assert_eq!(got, every_other);
 }
 
 proptest::proptest! {

@@ -16,6 +16,9 @@ use session::Session;
 
 /// Sessions that were closed and are remembered, so that a call that was recorded does not open one of them again.
 const REMEMBERED: usize = 4_096;
+/// A session with streams that was silent for so long gives way to another of its listener. A client with open streams is told to ask
+/// every two seconds at least.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// A listener of this node.
 pub(crate) type ListenerId = u64;
@@ -178,6 +181,21 @@ impl ServerCore {
         message: Bytes,
         now: Now,
     ) -> Vec<(CallToken, Vec<u8>)> {
+        let mut ended = Vec::new();
+        let mut replies = self.take_call(token, route, message, now, &mut ended);
+        replies.extend(ended);
+        replies
+    }
+
+    /// Takes a call. To `ended` go the replies to calls of a session that had to give way.
+    fn take_call(
+        &mut self,
+        token: CallToken,
+        route: RouteTag,
+        message: Bytes,
+        now: Now,
+        ended: &mut Vec<(CallToken, Vec<u8>)>,
+    ) -> Vec<(CallToken, Vec<u8>)> {
         let refusal = || vec![(token, REFUSAL.to_vec())];
         let Some((key, header, psk)) = self.addressee(route, &message) else {
             return refusal();
@@ -240,11 +258,12 @@ impl ServerCore {
                     code: close::UNKNOWN_SESSION,
                 });
             }
-            if !self.make_room(now) {
+            let Some(replies) = self.make_room(key.0, now) else {
                 return answer(Frame::Close {
                     code: close::NO_ROOM,
                 });
-            }
+            };
+            ended.extend(replies);
             self.sessions.insert(
                 key,
                 Session::new(
@@ -498,26 +517,31 @@ impl ServerCore {
         }
     }
 
-    /// Makes room for one more session, at the cost of the one without streams that has been silent for longest.
-    fn make_room(&mut self, now: Now) -> bool {
+    /// Makes room for one more session of a listener, at the cost of the listener that has most: there the longest silent one goes, of those
+    /// without streams if there are any. So whoever fills one listener with sessions keeps nobody away from another.
+    fn make_room(&mut self, listener: ListenerId, now: Now) -> Option<Vec<(CallToken, Vec<u8>)>> {
         self.expire(now);
-        let alive = self
-            .sessions
-            .values()
-            .filter(|session| !session.dead)
-            .count();
-        if alive < self.limits.sessions {
-            return true;
+        let alive = || self.sessions.iter().filter(|(_, session)| !session.dead);
+        if alive().count() < self.limits.sessions {
+            return Some(Vec::new());
         }
-        let idle = self
-            .sessions
+        let mut counts: BTreeMap<ListenerId, usize> = BTreeMap::new();
+        for (key, _) in alive() {
+            *counts.entry(key.0).or_default() += 1;
+        }
+        // Where several have as many, its own.
+        let crowded = counts
             .iter()
-            .filter(|(_, session)| !session.dead && session.streams.len() == 0)
-            .min_by_key(|(_, session)| session.last_call);
-        let Some(key) = idle.map(|(key, _)| *key) else {
-            return false;
-        };
-        self.end_session(key, &Error::Closed, close::UNKNOWN_SESSION);
-        true
+            .max_by_key(|&(&id, &count)| (count, id == listener))
+            .map(|(&id, _)| id);
+        let given_up = alive()
+            .filter(|(key, _)| Some(key.0) == crowded)
+            .min_by_key(|(_, session)| (session.streams.len() > 0, session.last_call));
+        let (&key, session) = given_up?;
+        let in_use = session.streams.len() > 0 && now < session.last_call + QUIET;
+        if in_use && key.0 == listener {
+            return None;
+        }
+        Some(self.end_session(key, &Error::Closed, close::UNKNOWN_SESSION))
     }
 }

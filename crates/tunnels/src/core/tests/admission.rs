@@ -234,6 +234,122 @@ fn sessions_are_bounded() {
     assert_eq!(sim.tasks[task].end, Some(Err(Error::Busy)));
 }
 
+/// A first call that opens a stream and may be held.
+fn first_call(psk: u8, session: u8, on: u8) -> Bytes {
+    let id = SessionId::from_bytes([session; 16]);
+    let mut builder = Builder::new(id, 0, crate::MAX_MESSAGE);
+    for frame in [
+        hello(),
+        Frame::Ask {
+            reply_max: 32_768,
+            hold_ms: 500,
+            settled: 0,
+        },
+        Frame::Open {
+            stream: 0,
+            protocol: 1,
+        },
+    ] {
+        assert!(builder.push(&frame));
+    }
+    let keys = Keys::derive(&Psk::from_bytes([psk; 32]), id, route(on));
+    builder.seal(&keys, Direction::Call).into()
+}
+
+fn closes(reply: &[u8]) -> Option<u64> {
+    let frames = Frame::decode_all(&reply.to_vec().into()).ok()?;
+    frames.iter().find_map(|frame| match frame {
+        Frame::Close { code } => Some(*code),
+        _ => None,
+    })
+}
+
+#[test]
+fn whoever_fills_one_listener_keeps_nobody_away_from_another() {
+    let (mut server, crowded) = server(Limits {
+        sessions: 8,
+        ..Limits::default()
+    });
+    let other = server.listen(Psk::from_bytes([6; 32]));
+    server.add_route(other, route(2));
+    let now = 100 * SECOND;
+    for session in 1..=8 {
+        server.on_call(
+            u64::from(session),
+            route(1),
+            first_call(5, session, 1),
+            now + u32::from(session) * MS,
+        );
+    }
+    let now = now + SECOND;
+    for session in 11..=14 {
+        let replies = server.on_call(9, route(2), first_call(6, session, 2), now);
+        assert!(
+            replies.iter().all(|(_, reply)| closes(reply).is_none()),
+            "one of the first listener's gives way"
+        );
+        assert_eq!(server.session_count(), 8);
+    }
+    for session in 1..=4 {
+        let key = (crowded, SessionId::from_bytes([session; 16]));
+        assert!(
+            server
+                .with(&key, |streams| streams.write(0, b"x", now).is_err())
+                .unwrap_or(true),
+            "the longest silent ones went"
+        );
+    }
+    // Each has its half, and the sessions of both are in use.
+    for (psk, on) in [(5, 1), (6, 2)] {
+        let replies = server.on_call(9, route(on), first_call(psk, 20 + on, on), now);
+        assert_eq!(closes(&replies[0].1), Some(2));
+    }
+    // What is silent gives way also to another of its own listener; what is in use does not.
+    let now = now + 6 * SECOND;
+    for session in 12..=14 {
+        server.on_call(9, route(2), again(6, session, 2), now);
+    }
+    let replies = server.on_call(30, route(2), first_call(6, 30, 2), now);
+    assert!(replies.iter().all(|(token, _)| *token != 30), "it is held");
+    let replies = server.on_call(9, route(2), again(6, 11, 2), now);
+    assert_eq!(closes(&replies[0].1), Some(1), "it is told that it is over");
+    let replies = server.on_call(9, route(2), first_call(6, 31, 2), now);
+    assert_eq!(closes(&replies[0].1), Some(2));
+    assert_eq!(server.session_count(), 8);
+}
+
+/// A second call.
+fn again(psk: u8, session: u8, on: u8) -> Bytes {
+    let id = SessionId::from_bytes([session; 16]);
+    let keys = Keys::derive(&Psk::from_bytes([psk; 32]), id, route(on));
+    Builder::new(id, 1, crate::MAX_MESSAGE)
+        .seal(&keys, Direction::Call)
+        .into()
+}
+
+#[test]
+fn a_session_without_streams_gives_way_first() {
+    let (mut server, listener) = server(Limits {
+        sessions: 2,
+        ..Limits::default()
+    });
+    let now = 100 * SECOND;
+    server.on_call(1, route(1), first_call(5, 1, 1), now);
+    let ask = Frame::Ask {
+        reply_max: 32_768,
+        hold_ms: 500,
+        settled: 0,
+    };
+    let idle = message(5, 2, 0, &[hello(), ask]);
+    assert_eq!(server.on_call(2, route(1), idle, now + 60 * SECOND), []);
+    let replies = server.on_call(3, route(1), first_call(5, 3, 1), now + 60 * SECOND);
+    assert_eq!(replies.len(), 1, "its call that was held is answered");
+    assert_eq!((replies[0].0, closes(&replies[0].1)), (2, Some(1)));
+    let key = |session| (listener, SessionId::from_bytes([session; 16]));
+    assert!(server.with(&key(2), |_| ()).is_none());
+    assert!(server.with(&key(1), |_| ()).is_some());
+}
+
 #[test]
 fn streams_are_bounded_on_both_sides() {
     let few = Limits {

@@ -150,6 +150,40 @@ fn a_forgotten_session_is_said_so_and_goes_on_as_a_new_one() {
 }
 
 #[test]
+fn a_session_that_had_to_give_way_goes_on_as_a_new_one() {
+    let limits = Limits {
+        sessions: 1,
+        ..Limits::default()
+    };
+    let mut sim = Sim::with_limits(66, Link::default(), Limits::default(), limits);
+    let open = sim.start(protocol::DEAF, vec![1]);
+    sim.run_for(SECOND);
+    // It is cut off for a while, and another comes.
+    sim.alive.clear();
+    sim.run_for(10 * SECOND);
+    let now = sim.now;
+    let mut other = super::super::client::ClientCore::new(
+        crate::Psk::from_bytes([5; 32]),
+        Limits::default(),
+        super::super::sim::ids(67),
+    );
+    other.set_route(route(1), now);
+    other.open(protocol::DEAF, now).unwrap();
+    let call = other.poll(now + 10 * MS).expect("a first call");
+    let message = call.message.into();
+    sim.server.on_call(u64::MAX, route(1), message, now);
+    assert_eq!(sim.server.poll(now + SECOND).len(), 1);
+    assert_eq!(sim.server.session_count(), 1);
+    // The other falls silent in its turn.
+    sim.run_for(10 * SECOND);
+    sim.alive.insert(route(1));
+    let fresh = sim.start(protocol::COUNT, vec![1; 1_000]);
+    sim.run(20 * SECOND, |sim| sim.tasks[fresh].end.is_some());
+    assert_eq!(sim.tasks[open].end, Some(Err(Error::SessionLost)));
+    assert_eq!(sim.tasks[fresh].end, Some(Ok(())));
+}
+
+#[test]
 fn an_idle_session_makes_no_calls_and_is_renewed() {
     let mut sim = Sim::new(55, Link::default());
     sim.start(protocol::COUNT, vec![1]);
