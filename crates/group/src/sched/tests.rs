@@ -672,6 +672,7 @@ fn wrong(hash: Hash, size: u64) -> Want {
         limit: size,
         like: None,
         missing: full(size),
+        whole: false,
     }
 }
 
@@ -719,6 +720,7 @@ fn a_collection_that_somebody_lists_as_a_file_stays_a_collection() {
         limit: MIB,
         like: None,
         missing: full(MIB),
+        whole: false,
     });
     world.s.questions(1_024, world.now);
     let holding = Holding::Complete { size: 5_000 };
