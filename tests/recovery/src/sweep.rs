@@ -21,8 +21,8 @@ const STRIDE: u64 = 37;
 pub struct Effort {
     /// Writes of the change that are points to be killed at, at most.
     pub most: u64,
-    /// Each point in each way, three trials; otherwise in one way, in turns.
-    pub each_way: bool,
+    /// A point in one of the ways to die, in turns, instead of in all of them.
+    pub in_turns: bool,
     /// Devices at the same time.
     pub workers: usize,
 }
@@ -42,18 +42,12 @@ struct Outcome {
     acknowledged: usize,
 }
 
-/// Which of so many writes are points to be killed at, if there is time for `most`: half of them one after the other from the first on, and
-/// half at equal distances in the rest, up to the last.
+/// Which of so many writes are points to be killed at, if there is time for `most`: at equal distances, up to the last.
 fn points(writes: u64, most: u64) -> BTreeSet<u64> {
     if writes <= most {
         return (1..=writes).collect();
     }
-    let first = most / 2;
-    let spread = most - first;
-    let rest = writes - first;
-    (1..=first)
-        .chain((1..=spread).map(|n| first + rest * n / spread))
-        .collect()
+    (1..=most).map(|n| writes * n / most).collect()
 }
 
 /// The ways to die at the points of a change: before the write, in the midst of it, and once more while the device starts again.
@@ -62,24 +56,29 @@ fn deaths(run: &Run, restart: &Run, effort: Effort) -> VecDeque<Death> {
     let restarts = (restart.writes.len() as u64).max(1);
     let mut deaths = VecDeque::new();
     for (n, point) in points(writes, effort.most).into_iter().enumerate() {
-        let is_turn = |way| effort.each_way || n % 3 == way;
-        let kill = Kill { point, torn: false };
-        if is_turn(0) {
-            deaths.push_back(Death { kill, again: None });
-        }
-        if is_turn(1) && (run.can_be_torn(point) || !effort.each_way) {
-            let kill = Kill { point, torn: true };
-            deaths.push_back(Death { kill, again: None });
-        }
-        if is_turn(2) {
-            let again = Kill {
+        let before = Death {
+            kill: Kill { point, torn: false },
+            again: None,
+        };
+        let torn = Death {
+            kill: Kill { point, torn: true },
+            again: None,
+        };
+        let twice = Death {
+            again: Some(Kill {
                 point: 1 + point * STRIDE % restarts,
                 torn: point % 2 == 0,
-            };
-            deaths.push_back(Death {
-                kill,
-                again: Some(again),
-            });
+            }),
+            ..before
+        };
+        if effort.in_turns {
+            let turn = [before, torn, twice];
+            deaths.push_back(turn[n % turn.len()]);
+        } else {
+            deaths.extend([before, twice]);
+            if run.can_be_torn(point) {
+                deaths.push_back(torn);
+            }
         }
     }
     deaths
@@ -111,9 +110,11 @@ pub fn sweep<'a>(name: &str, effort: Effort, trial: impl Fn(usize) -> Trial<'a> 
             let Some(death) = lock(&queue).pop_front() else {
                 return;
             };
+            let mut write = None;
             let one = panic::AssertUnwindSafe(|| {
                 let trial = trial(worker);
                 let run = trial.run(Some(death.kill));
+                write = run.writes.last().cloned();
                 if death.again.is_some() {
                     trial.restart(death.again);
                 }
@@ -122,7 +123,7 @@ pub fn sweep<'a>(name: &str, effort: Effort, trial: impl Fn(usize) -> Trial<'a> 
                 lock(&outcome).add(&run, &check);
             });
             if let Err(error) = panic::catch_unwind(one) {
-                eprintln!("{name}: this was at {death:?}");
+                eprintln!("{name}: this was at {death:?}, {write:?}");
                 // The others need not go on.
                 lock(&queue).clear();
                 panic::resume_unwind(error);
@@ -167,5 +168,36 @@ impl Outcome {
             State::New => self.new += 1,
         }
         self.acknowledged += usize::from(run.acknowledged);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_points_are_spread_and_the_last_write_is_one() {
+        let points = |writes, most| points(writes, most).into_iter().collect::<Vec<_>>();
+        assert_eq!(points(3, 5), [1, 2, 3]);
+        assert_eq!(points(100, 4), [25, 50, 75, 100]);
+        assert_eq!(points(7, 3), [2, 4, 7]);
+    }
+
+    #[test]
+    fn what_writes_no_bytes_is_not_torn() {
+        let writes = ["mkdir a", "pwrite64 a/b", "unlink a/b"].map(str::to_owned);
+        let run = |writes: &[String]| Run {
+            writes: writes.to_vec(),
+            acknowledged: true,
+        };
+        let effort = Effort {
+            most: u64::MAX,
+            in_turns: false,
+            workers: 1,
+        };
+        let deaths = deaths(&run(&writes), &run(&writes), effort);
+        let torn = deaths.iter().filter(|death| death.kill.torn);
+        assert_eq!(torn.map(|death| death.kill.point).collect::<Vec<_>>(), [2]);
+        assert_eq!(deaths.len(), 7);
     }
 }

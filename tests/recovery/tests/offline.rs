@@ -7,8 +7,8 @@ fn main() {
     /// Every write, in every way.
     const EFFORT: Effort = Effort {
         most: u64::MAX,
-        each_way: true,
-        workers: 2,
+        in_turns: false,
+        workers: 4,
     };
 
     child();

@@ -15,9 +15,9 @@ use tokio::{
 
 /// Each device finds its network twice, so there is time for some writes only.
 const EFFORT: Effort = Effort {
-    most: 15,
-    each_way: false,
-    workers: 3,
+    most: 12,
+    in_turns: true,
+    workers: 4,
 };
 
 pub fn main() {
