@@ -8,7 +8,7 @@ fn main() {
     const EFFORT: Effort = Effort {
         most: u64::MAX,
         in_turns: false,
-        workers: 4,
+        workers: 2,
     };
 
     child();
