@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// What each crate of the workspace may depend on, in the workspace and of the two networks it stands on.
-const LAYERS: [(&str, &[&str]); 11] = [
+const LAYERS: [(&str, &[&str]); 13] = [
     ("dht-records", &["veilid-core"]),
     ("store-adapter", &["iroh", "iroh-blobs", "veilid-core"]),
     ("tunnels", &["veilid-core"]),
@@ -47,10 +47,13 @@ const LAYERS: [(&str, &[&str]); 11] = [
     ("save-ffi", &["save-backend"]),
     ("devnet", &["veilid-core"]),
     ("xtask", &[]),
+    ("kill-at-write", &[]),
+    ("recovery", &["save-backend", "kill-at-write"]),
     (
         "integration-tests",
         &[
             "devnet",
+            "recovery",
             "save-backend",
             "group",
             "repo",

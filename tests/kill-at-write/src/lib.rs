@@ -1,0 +1,28 @@
+//! A library for `LD_PRELOAD` that kills its process with SIGKILL at a chosen write, as the system does that needs the memory.
+//!
+//! It stands in front of the C library's functions that change files, and counts the calls that change something below a directory. The
+//! counting begins when the log exists, so the process, or whoever watches it, says when by making that file. Counted calls are made one
+//! at a time: at a point, what is on the disk is what the calls before it left.
+//!
+//! | variable | meaning |
+//! | --- | --- |
+//! | `KILL_AT_WRITE_BELOW` | the directory, as an absolute path without symbolic links |
+//! | `KILL_AT_WRITE_LOG` | the log, outside of the directory: a line for each counted call, with its path below the directory |
+//! | `KILL_AT_WRITE_POINT` | dies instead of making the call with this number, the first being 1; without it, only counts |
+//! | `KILL_AT_WRITE_TORN` | set to anything: if that call writes bytes, it makes one with the first half of them before |
+//!
+//! Not counted: `fsync` and its like, since a kill before them leaves what a kill before the next write leaves; writes through a memory
+//! map; and system calls that are made past the C library.
+#![cfg(target_os = "linux")]
+#![allow(
+    unsafe_code,
+    reason = "stands in front of C functions; nothing else of the workspace does"
+)]
+#![allow(
+    clippy::missing_safety_doc,
+    reason = "the contract of each function is that of the C library's"
+)]
+
+mod calls;
+mod place;
+mod turn;

@@ -1,0 +1,102 @@
+//! Whose turn it is to change something, and when the process dies.
+
+use std::{
+    env,
+    ffi::CString,
+    os::unix::ffi::OsStringExt,
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+use libc::{AT_FDCWD, O_APPEND, O_CLOEXEC, O_WRONLY, SIGKILL, SYS_openat, SYS_write, c_int};
+
+use crate::place::Place;
+
+struct Settings {
+    /// Ends with a slash.
+    below: Vec<u8>,
+    log: CString,
+    point: Option<u64>,
+    torn: bool,
+}
+
+static SETTINGS: OnceLock<Option<Settings>> = OnceLock::new();
+static COUNT: Mutex<Count> = Mutex::new(Count {
+    log: None,
+    calls: 0,
+});
+
+struct Count {
+    /// Open once the counting has begun.
+    log: Option<c_int>,
+    calls: u64,
+}
+
+/// Leave to make a counted call. No other is made meanwhile.
+pub(crate) struct Turn {
+    _count: MutexGuard<'static, Count>,
+    is_last: bool,
+}
+
+fn settings() -> Option<&'static Settings> {
+    SETTINGS
+        .get_or_init(|| {
+            let text = |name: &str| env::var_os(name).map(OsStringExt::into_vec);
+            let mut below = text("KILL_AT_WRITE_BELOW")?;
+            below.push(b'/');
+            Some(Settings {
+                below,
+                log: CString::new(text("KILL_AT_WRITE_LOG")?).ok()?,
+                point: env::var("KILL_AT_WRITE_POINT")
+                    .ok()
+                    .map(|point| point.parse().expect("KILL_AT_WRITE_POINT is a number")),
+                torn: env::var_os("KILL_AT_WRITE_TORN").is_some(),
+            })
+        })
+        .as_ref()
+}
+
+/// Waits for the turn of a call. None if it is not counted.
+pub(crate) fn take(call: &str, places: &[Place]) -> Option<Turn> {
+    let settings = settings()?;
+    let path = places.iter().find_map(|at| at.below(&settings.below))?;
+    let mut count = COUNT.lock().unwrap_or_else(PoisonError::into_inner);
+    let log = match count.log {
+        Some(log) => log,
+        None => {
+            let log = open(settings)?;
+            count.log = Some(log);
+            log
+        }
+    };
+    count.calls += 1;
+    let line = [call.as_bytes(), b" ", path, b"\n"].concat();
+    // SAFETY: the line is as long as is said. Past the C library, where it would be taken for a call of the process.
+    unsafe { libc::syscall(SYS_write, log, line.as_ptr(), line.len()) };
+    Some(Turn {
+        is_last: settings.point == Some(count.calls),
+        _count: count,
+    })
+}
+
+fn open(settings: &Settings) -> Option<c_int> {
+    let flags = O_WRONLY | O_APPEND | O_CLOEXEC;
+    // SAFETY: the path is a C string. Past the C library, where it would be taken for a call of the process.
+    let log = unsafe { libc::syscall(SYS_openat, AT_FDCWD, settings.log.as_ptr(), flags) };
+    c_int::try_from(log).ok().filter(|log| *log >= 0)
+}
+
+impl Turn {
+    /// Dies if this is the point to die at; before that, writes `half` if the write is to be torn.
+    pub(crate) fn die_if_last(&self, half: impl FnOnce()) {
+        if !self.is_last {
+            return;
+        }
+        if settings().is_some_and(|settings| settings.torn) {
+            half();
+        }
+        loop {
+            // SAFETY: takes no pointer.
+            unsafe { libc::kill(libc::getpid(), SIGKILL) };
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The process of a device.
+
+use std::{
+    env,
+    fs::{self, File},
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    process::exit,
+};
+
+use crate::{
+    Device, Operation, State,
+    device::limited,
+    operations::{OFFLINE, ONLINE},
+    trial::{ACKNOWLEDGED, DONE, LOG, OPERATION, ROLE, Role, TRIAL},
+};
+
+/// Is the process of a device, and does not return, if that is what this process was started for.
+pub fn child() {
+    let Ok(role) = env::var(ROLE) else { return };
+    let role = Role::parse(&role).unwrap();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|_| "off".into()))
+        .with_writer(std::io::stderr)
+        .init();
+    let name = env::var(OPERATION).unwrap();
+    let operation = *OFFLINE
+        .iter()
+        .chain(&ONLINE)
+        .find(|operation| operation.name() == name)
+        .unwrap();
+    let trial = PathBuf::from(env::var_os(TRIAL).unwrap());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        match role {
+            Role::Prepare => {
+                let device = prepared(operation, &trial).await;
+                limited("stopping", device.backend.stop()).await.unwrap();
+            }
+            Role::Run => apply(operation, &trial).await,
+            Role::Restart => {
+                let _device = Device::start(&trial).await;
+                done();
+            }
+            Role::Check => check(operation, &trial).await,
+        }
+    });
+    exit(0);
+}
+
+/// A device that is ready for the change, in a new directory.
+async fn prepared(operation: &dyn Operation, trial: &Path) -> Device {
+    let device = Device::start(trial).await;
+    device.online().await;
+    device.keep().await;
+    operation.prepare(&device).await;
+    device
+}
+
+/// Makes the change, unless it is killed before.
+async fn apply(operation: &dyn Operation, trial: &Path) {
+    let device = if Device::directory(trial).exists() {
+        Device::start(trial).await
+    } else {
+        prepared(operation, trial).await
+    };
+    assert_eq!(operation.state(&device).await, State::Old);
+    // From here on it is counted.
+    File::create(trial.join(LOG)).unwrap();
+    operation.apply(&device).await;
+    done();
+}
+
+/// Says that it is done, and waits to be killed.
+fn done() {
+    tell(DONE);
+    // Ends as well where nobody is there any more who could kill it.
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+/// Checks what is left of a device that was killed, makes the change again, and checks everything once more.
+async fn check(operation: &dyn Operation, trial: &Path) {
+    let acknowledged = env::var_os(ACKNOWLEDGED).is_some();
+    let device = Device::start(trial).await;
+    device.check_kept().await;
+    let found = operation.state(&device).await;
+    assert!(
+        found == State::New || !acknowledged,
+        "what was acknowledged is not there"
+    );
+    verify(&device).await;
+    device.online().await;
+    for _ in 0..2 {
+        operation.apply(&device).await;
+        assert_eq!(operation.state(&device).await, State::New);
+    }
+    verify(&device).await;
+    let collected = device.backend.collect_garbage();
+    limited("collecting garbage", collected).await.unwrap();
+    assert_eq!(operation.state(&device).await, State::New);
+    device.check_kept().await;
+    let blobs = verify(&device).await;
+    limited("stopping", device.backend.stop()).await.unwrap();
+    let files = size_of(&Device::directory(trial).join("blobs"));
+    tell(&format!("{found:?} {blobs} {files}"));
+}
+
+/// Checks that nothing in the store is damaged, and says how many blobs there are.
+async fn verify(device: &Device) -> u64 {
+    let report = limited("verifying", device.backend.verify(|_| {})).await;
+    let report = report.unwrap();
+    assert_eq!(report.damaged, []);
+    report.blobs
+}
+
+/// The bytes of all files in a directory.
+fn size_of(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).unwrap();
+    let sizes = entries.map(|entry| {
+        let entry = entry.unwrap();
+        match entry.metadata().unwrap() {
+            metadata if metadata.is_dir() => size_of(&entry.path()),
+            metadata => metadata.len(),
+        }
+    });
+    sizes.sum()
+}
+
+fn tell(word: &str) {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{word}").unwrap();
+    out.flush().unwrap();
+}

@@ -1,0 +1,194 @@
+//! The changes that are tested.
+
+use async_trait::async_trait;
+
+use crate::{Device, File, Operation, State, device::limited};
+
+/// Changes that need no network.
+pub const OFFLINE: [&dyn Operation; 5] = [
+    &Put {
+        name: "put_a_small_file",
+        before: &[],
+        files: &[File::new("new.txt", 1_000, 10)],
+    },
+    &Put {
+        name: "put_a_large_file",
+        before: &[],
+        files: &[File::new("new.bin", 700_000, 11)],
+    },
+    &Put {
+        name: "put_several_files",
+        before: &[],
+        files: &[
+            File::new("new/small.txt", 1_000, 12),
+            File::new("new/empty", 0, 13),
+            File::new("new/large.bin", 300_000, 14),
+        ],
+    },
+    &Put {
+        name: "replace_a_file",
+        before: &[File::new("changing.bin", 400_000, 15)],
+        files: &[File::new("changing.bin", 300_000, 16)],
+    },
+    &Delete(File::new("passing.bin", 300_000, 17)),
+];
+
+/// Changes that need a network, and on it a group to whose link the trial comes.
+pub const ONLINE: [&dyn Operation; 2] = [&JoinGroup, &SyncGroup];
+
+/// What the other member of that group has archived.
+pub const OF_THE_OTHER: [File; 5] = [
+    File::new("a.txt", 1_000, 20),
+    File::new("b.txt", 20_000, 21),
+    File::new("c.bin", 150_000, 22),
+    File::new("d.bin", 400_000, 23),
+    File::new("e.bin", 900_000, 24),
+];
+
+/// Archives files as one change.
+struct Put {
+    name: &'static str,
+    before: &'static [File],
+    files: &'static [File],
+}
+
+#[async_trait]
+impl Operation for Put {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    async fn prepare(&self, device: &Device) {
+        if !self.before.is_empty() {
+            device.put(&device.own().await, self.before).await;
+        }
+    }
+
+    async fn apply(&self, device: &Device) {
+        device.put(&device.own().await, self.files).await;
+    }
+
+    async fn state(&self, device: &Device) -> State {
+        let own = device.own().await;
+        let mut states = Vec::new();
+        for file in self.files {
+            let found = device.read(&own, file.path).await;
+            let before = self.before.iter().find(|before| before.path == file.path);
+            states.push(if found.as_ref() == Some(&file.bytes()) {
+                State::New
+            } else if found == before.map(File::bytes) {
+                State::Old
+            } else {
+                panic!("{} is neither what it was nor what it was to be", file.path)
+            });
+        }
+        assert!(
+            states.iter().all(|state| *state == states[0]),
+            "a part of the files is there: {states:?}"
+        );
+        states[0]
+    }
+}
+
+/// Takes a file out of the archive.
+struct Delete(File);
+
+#[async_trait]
+impl Operation for Delete {
+    fn name(&self) -> &'static str {
+        "delete_a_file"
+    }
+
+    async fn prepare(&self, device: &Device) {
+        device.put(&device.own().await, &[self.0]).await;
+    }
+
+    async fn apply(&self, device: &Device) {
+        device.delete(&device.own().await, self.0.path).await;
+    }
+
+    async fn state(&self, device: &Device) -> State {
+        let own = device.own().await;
+        let files = device.list(&own).await;
+        if !files
+            .iter()
+            .any(|file| file.entry.path.as_str() == self.0.path)
+        {
+            return State::New;
+        }
+        let found = device.read(&own, self.0.path).await;
+        assert!(
+            found == Some(self.0.bytes()),
+            "{} is listed and cannot be read",
+            self.0.path
+        );
+        State::Old
+    }
+}
+
+/// Joins a group and tells the others so.
+struct JoinGroup;
+
+#[async_trait]
+impl Operation for JoinGroup {
+    fn name(&self) -> &'static str {
+        "join_a_group"
+    }
+
+    async fn prepare(&self, _: &Device) {}
+
+    async fn apply(&self, device: &Device) {
+        let link = device.link();
+        let joined = device.backend.join_group(&link, "Ben");
+        let group = limited("joining", joined).await.unwrap();
+        device.flush(&group.id).await;
+    }
+
+    async fn state(&self, device: &Device) -> State {
+        let linked = device.linked();
+        let groups = device.backend.groups().await;
+        match groups.iter().find(|group| group.id == linked) {
+            None => State::Old,
+            Some(group) => {
+                assert!(group.writable, "joined, and cannot write");
+                assert_eq!(group.name.as_deref(), Some("Archive"));
+                State::New
+            }
+        }
+    }
+}
+
+/// Brings everything of a group here.
+struct SyncGroup;
+
+#[async_trait]
+impl Operation for SyncGroup {
+    fn name(&self) -> &'static str {
+        "sync_a_group"
+    }
+
+    async fn prepare(&self, device: &Device) {
+        JoinGroup.apply(device).await;
+    }
+
+    async fn apply(&self, device: &Device) {
+        let id = device.linked();
+        let synced = limited("synchronising", device.backend.sync_all(&id, |_| {})).await;
+        for repo in synced.unwrap() {
+            assert!(repo.is_complete(), "not all is here: {repo:?}");
+        }
+    }
+
+    async fn state(&self, device: &Device) -> State {
+        let id = device.linked();
+        let mut missing = 0;
+        for file in &OF_THE_OTHER {
+            match device.read(&id, file.path).await {
+                Some(found) => assert!(found == file.bytes(), "{} has other bytes", file.path),
+                None => missing += 1,
+            }
+        }
+        // What was verified before the death may stay, so some files can be here in the old state as well.
+        if missing == 0 { State::New } else { State::Old }
+    }
+}

@@ -1,0 +1,27 @@
+//! Changes that need no network, killed at each of their writes.
+
+#[cfg(target_os = "linux")]
+fn main() {
+    use recovery::{Effort, Scenario, Trial, child, launch, operations::OFFLINE, run, sweep};
+
+    /// Every write, in every way.
+    const EFFORT: Effort = Effort {
+        most: u64::MAX,
+        in_turns: false,
+        workers: 2,
+    };
+
+    child();
+    let scenarios = OFFLINE.map(|operation| -> Scenario<'_> {
+        let scenario = move || {
+            let prepared = Trial::new(operation, &launch);
+            prepared.prepare();
+            sweep(operation.name(), EFFORT, |_| prepared.copied());
+        };
+        (operation.name(), Box::new(scenario))
+    });
+    run(scenarios.into());
+}
+
+#[cfg(not(target_os = "linux"))]
+fn main() {}
