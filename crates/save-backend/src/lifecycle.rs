@@ -72,6 +72,7 @@ impl Backend {
         group.stop(WITHDRAW).await;
         // At once, whatever the network does.
         group.forget().await?;
+        self.collect().await;
         if told {
             self.finish_ending(&group).await?;
         } else {
@@ -90,6 +91,7 @@ impl Backend {
         let group = self.begin_ending(id, Ending::Forget).await?;
         group.stop(WITHDRAW).await;
         group.forget().await?;
+        self.collect().await;
         self.finish_ending(&group).await
     }
 
@@ -203,24 +205,34 @@ impl Backend {
             let state = state.as_ref().ok_or(Error::Stopped)?;
             state.remove_group(id.public_key()).await?;
         }
-        // Its blobs. What fails now is done by the next collection.
-        if let Err(error) = self.inner.context.store.gc().await {
-            tracing::warn!(%error, "the files of a group that ended are not collected yet");
-        }
         self.inner.events.emit(EventKind::GroupLeft { group: id });
         Ok(())
     }
 
-    /// Goes on with the end of groups that a stop or a crash cut off.
+    /// Takes away the blobs that nothing names any more. What fails now is done by the next collection.
+    async fn collect(&self) {
+        if let Err(error) = self.inner.context.store.gc().await {
+            tracing::warn!(%error, "the files of a group that ended are not collected yet");
+        }
+    }
+
+    /// Goes on with the end of groups that a stop or a crash cut off. What needs no network is done when this returns.
     pub(crate) async fn go_on_ending(&self, endings: Vec<Remembered>) {
         for Remembered { secrets, ending } in endings {
             let Some(ending) = ending else {
                 continue;
             };
-            match Group::load(self.inner.context.clone(), &secrets).await {
-                Ok(group) => self.spawn_ending(group, ending),
-                Err(error) => tracing::warn!(%error, "a group that ends cannot be opened"),
+            let group = match Group::load(self.inner.context.clone(), &secrets).await {
+                Ok(group) => group,
+                Err(error) => {
+                    tracing::warn!(%error, "a group that ends cannot be opened");
+                    continue;
+                }
+            };
+            if let Err(error) = end_here(&group, ending).await {
+                tracing::warn!(%error, "what is here of a group that ends is not taken away yet");
             }
+            self.spawn_ending(group, ending);
         }
     }
 
@@ -244,14 +256,20 @@ impl Backend {
     }
 
     async fn end_group(&self, group: &Group, ending: Ending) -> Result<()> {
-        if ending == Ending::Leave {
-            group.depart().await?;
-        }
-        group.forget().await?;
+        end_here(group, ending).await?;
+        self.collect().await;
         if ending == Ending::Leave {
             self.wait_online(LONGEST_PAUSE).await?;
             group.sign_off().await?;
         }
         self.finish_ending(group).await
     }
+}
+
+/// What needs no network. Doing it again does no harm.
+async fn end_here(group: &Group, ending: Ending) -> Result<()> {
+    if ending == Ending::Leave {
+        group.depart().await?;
+    }
+    Ok(group.forget().await?)
 }

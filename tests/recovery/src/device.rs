@@ -158,11 +158,14 @@ impl Device {
 
     /// The group that only this device is in.
     pub async fn own(&self) -> GroupId {
-        let groups = self.backend.groups().await;
-        let own = groups
-            .into_iter()
-            .find(|group| group.name.as_deref() == Some(OWN));
-        own.expect("the own group is there").id
+        self.named(OWN).await.expect("the own group is there")
+    }
+
+    /// The group of this name.
+    pub async fn named(&self, name: &str) -> Option<GroupId> {
+        let groups = self.backend.groups().await.into_iter();
+        let mut found = groups.filter(|group| group.name.as_deref() == Some(name));
+        found.next().map(|group| group.id)
     }
 
     /// The link that the trial was given.

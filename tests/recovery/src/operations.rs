@@ -1,11 +1,15 @@
 //! The changes that are tested.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
+use save_backend::RepoSync;
+use tokio::time::sleep;
 
 use crate::{Device, File, Operation, State, device::limited};
 
 /// Changes that need no network.
-pub const OFFLINE: [&dyn Operation; 5] = [
+pub const OFFLINE: [&dyn Operation; 6] = [
     &Put {
         name: "put_a_small_file",
         before: &[],
@@ -31,6 +35,7 @@ pub const OFFLINE: [&dyn Operation; 5] = [
         files: &[File::new("changing.bin", 300_000, 16)],
     },
     &Delete(File::new("passing.bin", 300_000, 17)),
+    &LeaveGroup,
 ];
 
 /// Changes that need a network, and on it a group to whose link the trial comes.
@@ -126,6 +131,46 @@ impl Operation for Delete {
     }
 }
 
+/// Leaves a group of which nobody else can be told for the time being.
+struct LeaveGroup;
+
+/// The name of the group that is left, and what is in it.
+const LEFT: &str = "Left behind";
+const LEFT_FILES: [File; 2] = [
+    File::new("left.txt", 2_000, 18),
+    File::new("left.bin", 300_000, 19),
+];
+
+#[async_trait]
+impl Operation for LeaveGroup {
+    fn name(&self) -> &'static str {
+        "leave_a_group"
+    }
+
+    async fn prepare(&self, device: &Device) {
+        let group = device.backend.create_group(LEFT, "Ben").await.unwrap();
+        device.put(&group.id, &LEFT_FILES).await;
+    }
+
+    async fn apply(&self, device: &Device) {
+        if let Some(id) = device.named(LEFT).await {
+            let leaving = device.backend.leave_group(&id, Duration::from_millis(50));
+            limited("leaving", leaving).await.unwrap();
+        }
+    }
+
+    async fn state(&self, device: &Device) -> State {
+        let Some(id) = device.named(LEFT).await else {
+            return State::New;
+        };
+        for file in &LEFT_FILES {
+            let found = device.read(&id, file.path).await;
+            assert!(found == Some(file.bytes()), "{} is not there", file.path);
+        }
+        State::Old
+    }
+}
+
 /// Joins a group and tells the others so.
 struct JoinGroup;
 
@@ -173,10 +218,17 @@ impl Operation for SyncGroup {
 
     async fn apply(&self, device: &Device) {
         let id = device.linked();
-        let synced = limited("synchronising", device.backend.sync_all(&id, |_| {})).await;
-        for repo in synced.unwrap() {
-            assert!(repo.is_complete(), "not all is here: {repo:?}");
-        }
+        // What cannot be had now, while routes are still being built, stays wanted and is asked for again.
+        let complete = async {
+            loop {
+                let synced = device.backend.sync_all(&id, |_| {}).await.unwrap();
+                if synced.iter().all(RepoSync::is_complete) {
+                    return;
+                }
+                sleep(Duration::from_millis(300)).await;
+            }
+        };
+        limited("synchronising", complete).await;
     }
 
     async fn state(&self, device: &Device) -> State {
