@@ -9,7 +9,7 @@ use veilid_core::{KeyPair, PublicKey, RecordKey};
 use crate::access::GroupAccess;
 use crate::contexts::Purpose;
 use crate::error::Result;
-use crate::record::{Fetch, Layout, Published, Record, Stamped, Watch};
+use crate::record::{Fetch, Layout, Published, Record, Stamped, Watch, first_failure};
 use crate::records::Records;
 use crate::slot::{Leave, SLOTS, Slot, SlotContext, SlotIndex, SlotRoot, SlotValue};
 use crate::value::ValueKey;
@@ -130,7 +130,10 @@ impl GroupRecord {
     /// # Errors
     /// [`Error::BadSignature`]; those of the value; with [`Fetch::Network`] those of the network.
     pub async fn slot(&self, index: SlotIndex, fetch: Fetch) -> Result<Option<Stamped<SlotValue>>> {
-        self.record.look(index.get(), fetch).await?;
+        if fetch == Fetch::Network {
+            let subkey = index.get();
+            first_failure(self.record.refresh(subkey..=subkey).await?)?;
+        }
         self.known_slot(index).await
     }
 

@@ -205,19 +205,11 @@ impl Record {
 
     /// One subkey, from here or from the network.
     pub(crate) async fn read(&self, subkey: u32, fetch: Fetch) -> Result<Option<Opened>> {
-        self.look(subkey, fetch).await?;
-        self.cached(subkey).await
-    }
-
-    /// Brings one subkey up to what the network has, if it is to be asked.
-    pub(crate) async fn look(&self, subkey: u32, fetch: Fetch) -> Result<()> {
         self.value_key(subkey)?;
-        if fetch == Fetch::Network
-            && let Some((_, error)) = self.refresh(subkey..=subkey).await?.into_iter().next()
-        {
-            return Err(error);
+        if fetch == Fetch::Network {
+            first_failure(self.refresh(subkey..=subkey).await?)?;
         }
-        Ok(())
+        self.cached(subkey).await
     }
 
     /// Brings the cache up to what the network has: one inspection, then only what changed. Gives the subkeys whose
@@ -388,6 +380,14 @@ pub(crate) fn from_json<T: DeserializeOwned>(opened: &Opened, kind: Kind) -> Res
         counter: opened.counter,
         value,
     })
+}
+
+/// Turns the first subkey that a refresh could not use into an error.
+pub(crate) fn first_failure(failed: Vec<(u32, Error)>) -> Result<()> {
+    match failed.into_iter().next() {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
 }
 
 /// The subkeys that the network has, with their sequence numbers.
