@@ -21,7 +21,7 @@ use tokio::sync::{Mutex, watch};
 use crate::{
     backend::SegmentFile,
     core::{SMALL, lock},
-    index::Entry,
+    index::{Entry, Id},
     seal::{SEGMENT, segment_len},
     tree::{Page, PageId, Pair, place},
 };
@@ -184,6 +184,32 @@ impl Default for Work {
             counted: None,
             unwritten: 0,
             write_again: Instant::now(),
+        }
+    }
+}
+
+/// What is there of a partial blob at some moment, to be written down once it is on disk.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    pub(crate) at: Instant,
+    pub(crate) id: Option<Id>,
+    pub(crate) bitfield: Bitfield,
+    pub(crate) fragments: BTreeMap<u64, Fragment>,
+    pub(crate) unwritten: u64,
+}
+
+impl Shown {
+    pub(crate) fn of(blob: &Blob, work: &Work) -> Self {
+        let view = blob.view();
+        Self {
+            at: Instant::now(),
+            id: view.entry.map(|entry| entry.id),
+            bitfield: view.bitfield,
+            fragments: match &work.partial {
+                Some(Partial::File(partial)) => partial.fragments.clone(),
+                _ => BTreeMap::new(),
+            },
+            unwritten: work.unwritten,
         }
     }
 }

@@ -18,8 +18,8 @@ use crate::{
     Error, Result,
     backend::{Backend, Op, SegmentFile},
     blob::{
-        Blob, BrokenOff, Changing, FilePartial, Partial, SmallPartial, StoredState, View, Work,
-        chunks_of_groups,
+        Blob, BrokenOff, Changing, FilePartial, Partial, Shown, SmallPartial, StoredState, View,
+        Work, chunks_of_groups,
     },
     index::{Change, Entry, Id, Index, Place, Tags, file_name, pack_name, pack_of},
     seal::{self, Kind, sealed_size},
@@ -36,7 +36,7 @@ const KEPT_FILES: usize = 64;
 /// Pages of hash trees in memory, 64 KiB at most each.
 const KEPT_PAGES: usize = 96;
 /// A partial blob to which more is coming is written down again after so many times as long as that took.
-const WRITE_PAUSE: u32 = 4;
+const WRITE_PAUSE: u32 = 1;
 /// Groups that all exports together may read ahead.
 const AHEAD: usize = 512;
 
@@ -546,12 +546,48 @@ impl Core {
 
     /// Writes down what is there of a partial blob: first the bytes, then the claim.
     pub(crate) async fn write_down(&self, blob: &Blob, work: &mut Work) -> Result<()> {
-        let begin = Instant::now();
+        let file = match &work.partial {
+            Some(Partial::File(partial)) => Some(partial.file.clone()),
+            _ => None,
+        };
+        let shown = Shown::of(blob, work);
+        if let Some(file) = file {
+            self.sync(file, work.counted.is_none()).await?;
+        }
+        self.write_shown(blob, work, shown).await
+    }
+
+    /// Makes sure that what is in a file lasts; of a new one, that the file itself does.
+    pub(crate) async fn sync(&self, file: Arc<dyn SegmentFile>, is_new: bool) -> Result<()> {
+        let backend = self.backend.clone();
+        blocking(move || {
+            file.sync()?;
+            if is_new { backend.sync_files() } else { Ok(()) }
+        })
+        .await?
+        .map_err(segment_error)
+    }
+
+    /// Writes down what was there of a partial blob when it was [looked at](Shown), which has to be on disk by now. More may have come
+    /// since.
+    pub(crate) async fn write_shown(
+        &self,
+        blob: &Blob,
+        work: &mut Work,
+        shown: Shown,
+    ) -> Result<()> {
         let view = blob.view();
         let Some(entry) = view.entry.filter(|entry| !entry.complete) else {
             return Ok(());
         };
-        let here = view.bitfield.total_bytes();
+        if shown.id != Some(entry.id) {
+            // It was begun anew meanwhile.
+            return Ok(());
+        }
+        // What turned out to be damaged meanwhile is not here.
+        let ranges = &shown.bitfield.ranges & &view.bitfield.ranges;
+        let bitfield = Bitfield::new(ranges, shown.bitfield.size());
+        let here = bitfield.total_bytes();
         let mut entry = (*entry).clone();
         entry.here = here;
         let mut request = Request {
@@ -562,19 +598,11 @@ impl Core {
         match &mut work.partial {
             None => return Ok(()),
             Some(Partial::Small(partial)) => {
-                partial.bitfield = view.bitfield.clone();
+                partial.bitfield = bitfield.clone();
                 request.pages.push(Self::seal_state(&entry, partial)?);
                 request.changes.push(Change::Put(entry.clone()));
             }
             Some(Partial::File(partial)) => {
-                let (file, backend) = (partial.file.clone(), self.backend.clone());
-                let first = work.counted.is_none();
-                blocking(move || {
-                    file.sync()?;
-                    if first { backend.sync_files() } else { Ok(()) }
-                })
-                .await?
-                .map_err(segment_error)?;
                 for (page, content) in &partial.pages {
                     self.forget_page(&entry, *page);
                     request.pages.push(Self::seal_page(&entry, *page, content)?);
@@ -582,8 +610,8 @@ impl Core {
                 request.pages.push(Self::seal_state(
                     &entry,
                     &StoredState {
-                        bitfield: view.bitfield.clone(),
-                        fragments: partial.fragments.clone(),
+                        bitfield: bitfield.clone(),
+                        fragments: shown.fragments.clone(),
                     },
                 )?);
                 request.changes.push(Change::Put(entry.clone()));
@@ -598,9 +626,9 @@ impl Core {
             }
         }
         work.counted = Some(here);
-        work.unwritten = 0;
+        work.unwritten = work.unwritten.saturating_sub(shown.unwritten);
         let end = Instant::now();
-        work.write_again = end + (end - begin) * WRITE_PAUSE;
+        work.write_again = end + (end - shown.at) * WRITE_PAUSE;
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use std::{
     collections::hash_map::Entry::{Occupied, Vacant},
     mem,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bao_tree::io::BaoContentItem;
@@ -15,12 +15,14 @@ use iroh_blobs::{
     api::{self, proto::Bitfield},
 };
 use irpc::channel::{mpsc, oneshot};
+use tokio::sync::MutexGuard;
 
 use crate::{
     Error, Result,
     backend::{Op, SegmentFile},
     blob::{
-        Blob, Changing, FilePartial, Partial, SmallPartial, View, Work, chunks_of, chunks_of_groups,
+        Blob, Changing, FilePartial, Partial, Shown, SmallPartial, View, Work, chunks_of,
+        chunks_of_groups,
     },
     core::{Core, SMALL, blocking, segment_error, signed},
     import::{complete_small, completed},
@@ -32,6 +34,8 @@ use crate::{
 
 /// Pieces from elsewhere that are taken together.
 const PIECES: usize = 64;
+/// Longer than writing down takes.
+const WRITTEN_DOWN: Duration = Duration::from_secs(10);
 /// So many bytes of a download are worth being written down at once.
 const WORTHWHILE: u64 = 256 * 1024;
 
@@ -107,12 +111,7 @@ async fn take_pieces(
             if !items.is_empty() {
                 take(core, blob, &mut work, size, items).await?;
             }
-            let due = if open {
-                work.unwritten >= WORTHWHILE && Instant::now() >= work.write_again
-            } else {
-                work.unwritten > 0
-            };
-            if due && work.partial.is_some() {
+            if !open && work.unwritten > 0 && work.partial.is_some() {
                 core.write_down(blob, &mut work).await?;
             }
             Ok(())
@@ -123,6 +122,29 @@ async fn take_pieces(
             forget(core, blob, &mut work).await?;
         }
         taken?;
+        if open && work.unwritten >= WORTHWHILE && Instant::now() >= work.write_again {
+            write_down_beside(core, blob, work).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes down what is there of a file while others go on with it: what takes long is to wait for the disk.
+async fn write_down_beside(core: &Core, blob: &Blob, mut work: MutexGuard<'_, Work>) -> Result<()> {
+    let Some(Partial::File(partial)) = &work.partial else {
+        return Ok(());
+    };
+    let file = partial.file.clone();
+    let is_new = work.counted.is_none();
+    let shown = Shown::of(blob, &work);
+    // Nobody else begins.
+    work.write_again = Instant::now() + WRITTEN_DOWN;
+    drop(work);
+    core.sync(file, is_new).await?;
+    let mut work = blob.work.lock().await;
+    core.load(blob, &mut work).await?;
+    if work.partial.is_some() {
+        core.write_shown(blob, &mut work, shown).await?;
     }
     Ok(())
 }

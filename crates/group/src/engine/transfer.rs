@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Chunk groups on their way to the store, for one stream.
-const ON_THE_WAY: usize = 4;
+const ON_THE_WAY: usize = 16;
 /// Of a larger file it is written down at once that it was obtained in this group, in bytes; of others when they are complete.
 const WORTH_A_MARK: u64 = 1024 * 1024;
 /// How often a stream is said to be alive that brings bytes, but nothing whole yet.
