@@ -176,7 +176,7 @@ impl Device {
         .await
     }
 
-    /// The paths of all files as this device sees them after asking the network, once `done` is content with them.
+    /// The paths of all files, in order, as this device sees them after asking the network, once `done` is content with them.
     pub async fn list_until(
         &self,
         id: &GroupId,
@@ -186,10 +186,11 @@ impl Device {
         self.on(move |b| async move {
             loop {
                 let files = b.list(&id, true).await.unwrap();
-                let paths: Vec<String> = files
+                let mut paths: Vec<String> = files
                     .iter()
                     .map(|file| file.entry.path.as_str().to_owned())
                     .collect();
+                paths.sort();
                 if done(&paths) {
                     return;
                 }

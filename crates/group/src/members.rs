@@ -1,12 +1,16 @@
 //! Who is in the group, as its slots tell it.
 
-use std::{collections::HashSet, fmt, sync::Arc};
+use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use dht_records::{DeviceId, Fetch, GroupAccess, GroupMetadata, SlotIndex, SlotRoot, SlotValue};
 use futures::{StreamExt, stream::FuturesUnordered};
 use iroh_blobs::Hash;
 use repo::Repo;
 use serde::{Deserialize, Serialize};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
 use veilid_core::PublicKey;
 
 use crate::{Error, Group, GroupEvent, Result, ledger::RowName, peers::Peer};
@@ -85,6 +89,8 @@ pub(crate) struct Known {
     pub(crate) name: Option<String>,
 }
 
+/// How long a look for everybody waits for the guests.
+const GUESTS: Duration = Duration::from_secs(4);
 /// The first byte of a row of this kind.
 const KIND: u8 = 3;
 const VERSION: u8 = 1;
@@ -149,15 +155,17 @@ impl Group {
     }
 
     /// The devices that read or store along without a slot, as far as they were looked for: readers and replicas. With
-    /// `Fetch::Network` their record is read again first.
+    /// `Fetch::Network` their record is read again first, for at most 4 seconds.
     ///
     /// # Errors
-    /// With `Fetch::Network` those of the network.
+    /// Those of the local disk.
     pub async fn guests(&self, fetch: Fetch) -> Result<Vec<Guest>> {
         let guests = &self.inner.guests;
-        let (_, complete) = self.inner.peers.of(guests, fetch).await?;
-        if !complete && matches!(fetch, Fetch::Network) {
-            tracing::debug!("not all guests could be looked for");
+        if fetch == Fetch::Network {
+            // What comes later is there the next time.
+            let _ = timeout_at(Instant::now() + GUESTS, look_for_guests(self)).await;
+        } else {
+            self.inner.peers.of(guests, fetch).await?;
         }
         let presence = self.inner.peers.presence(guests.public_key());
         Ok(presence
@@ -446,11 +454,12 @@ pub(crate) async fn devices(group: &Group, fetch: Fetch) -> (Vec<Arc<Peer>>, boo
         }
     };
     repos.extend(group.own_repo().cloned());
-    repos.push(group.inner.guests.clone());
     let mut asked: FuturesUnordered<_> = repos
         .iter()
         .map(|repo| group.inner.peers.of(repo, fetch))
         .collect();
+    let guests = (fetch == Fetch::Network).then(|| look_for_guests(group));
+    let patience = Instant::now() + GUESTS;
     let mut devices = Vec::new();
     let mut complete = true;
     while let Some(found) = asked.next().await {
@@ -465,5 +474,34 @@ pub(crate) async fn devices(group: &Group, fetch: Fetch) -> (Vec<Arc<Peer>>, boo
             }
         }
     }
+    if let Some(guests) = guests {
+        // What comes later is there the next time.
+        let _ = timeout_at(patience, guests).await;
+    }
+    match group
+        .inner
+        .peers
+        .of(&group.inner.guests, Fetch::Cached)
+        .await
+    {
+        Ok((guests, _)) => devices.extend(guests),
+        Err(error) => tracing::debug!(%error, "the guests cannot be read"),
+    }
     (devices, complete)
+}
+
+/// Reads from the network who the guests are. Of a record that nobody ever wrote, the network takes long to say so.
+fn look_for_guests(group: &Group) -> JoinHandle<()> {
+    let (group, tasks) = (group.clone(), &group.inner.tasks);
+    tasks.spawn(async move {
+        let inner = &group.inner;
+        tokio::select! {
+            () = inner.cancel.cancelled() => {}
+            found = inner.peers.of(&inner.guests, Fetch::Network) => {
+                if let Err(error) = found {
+                    tracing::debug!(%error, "the guests cannot be read");
+                }
+            }
+        }
+    })
 }
