@@ -105,10 +105,10 @@ async fn bad_input_is_named_and_loses_nothing() {
     let good = link(&ana).await;
 
     // Links. Those that can be told by their text never reach a node.
-    let reader = {
-        let public = Link::parse(&good).unwrap().public_key();
-        Link::reader(&public, &[7; 32]).unwrap().expose()
-    };
+    let public = Link::parse(&good).unwrap().public_key();
+    let server = Link::server(&public, &[7; 32]).unwrap().expose();
+    // That the secret is another group's shows when the group is found.
+    let foreign = Link::reader(&public, &[7; 32]).unwrap().expose();
     let expired = Link::parse(&good).unwrap().with_expiry(1).unwrap().expose();
     let (head, tail) = good.split_at(good.len() - 20);
     let wrong = if tail.starts_with('a') { "b" } else { "a" };
@@ -117,7 +117,8 @@ async fn bad_input_is_named_and_loses_nothing() {
         (format!("{head}{wrong}{}", &tail[1..]), "mistyped"),
         (good.replace(":1/", ":2/"), "newer"),
         (good.replace("/member/", "/owner/"), "'owner'"),
-        (reader.to_string(), "reader"),
+        (server.to_string(), "server"),
+        (foreign.to_string(), "does not belong"),
         (expired.to_string(), "expired"),
     ] {
         let (code, kind, message) = failure(join(&ben, &text).await);

@@ -311,7 +311,8 @@ impl Group {
     /// none, and their `me` means nothing.
     ///
     /// # Errors
-    /// [`Error::GroupDoesNotAnswer`] when its record cannot be found within a minute; nothing is kept then.
+    /// [`Error::GroupDoesNotAnswer`] when its record cannot be found within a minute; [`dht_records::Error::WrongKey`] within
+    /// [`Error::Records`] when these are not its keys. Nothing is kept then.
     pub async fn join(
         ctx: GroupContext,
         access: GroupAccess,
@@ -621,6 +622,12 @@ async fn find(ctx: &GroupContext, access: &GroupAccess) -> Result<GroupRecord> {
         let record = record.clone();
         async move {
             let slots = record.slots(Fetch::Network).await?;
+            let foreign =
+                |slot: &dht_records::Result<_>| matches!(slot, Err(dht_records::Error::WrongKey));
+            if !slots.is_empty() && slots.iter().all(|(_, slot)| foreign(slot)) {
+                // It is there, and these are not its keys.
+                return Err(dht_records::Error::WrongKey.into());
+            }
             if !readable {
                 // The name cannot be read with these keys. Whoever made the group stands in a slot.
                 return Ok((!slots.is_empty()).then_some(()));

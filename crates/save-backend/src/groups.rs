@@ -170,7 +170,12 @@ impl Backend {
                     Some(repo) => Group::join_as_device(context, access, repo).await,
                     None => Group::join(context, access, me).await,
                 }
-            } => joined?,
+            } => match joined {
+                Err(group::Error::Records(dht_records::Error::WrongKey)) => {
+                    return Err(LinkError::KeyMismatch.into());
+                }
+                joined => joined?,
+            },
         };
         self.take_in(group, &secrets).await
     }
