@@ -19,7 +19,7 @@ pub trait Operation: Sync {
     /// What is done, in words.
     fn name(&self) -> &'static str;
 
-    /// Makes what has to be there before. Besides that, the device has its [kept](Device::keep) files.
+    /// Makes what has to be there before. Besides that, the device has its kept files.
     async fn prepare(&self, device: &Device);
 
     /// Makes the change, also where it was made before; when this returns, the change counts as acknowledged.
