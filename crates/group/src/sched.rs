@@ -32,7 +32,7 @@ pub(crate) type TaskId = u64;
 
 /// Streams that are open to one holder at a time, at most.
 pub(crate) const STREAMS_PER_HOLDER: usize = 16;
-/// Streams that are open for one group, at most. With what a stream may hold (its window of 4 MiB and 32 chunk groups on their way
+/// Streams that are open for one group, at most. With what a stream may hold (its window of 4 MiB and 16 chunk groups on their way
 /// to the store) this bounds the memory of everything that a group fetches.
 pub(crate) const STREAMS: usize = 32;
 /// A task that brings nothing for so long has failed.

@@ -64,7 +64,8 @@ impl Backend {
     /// What the others have of this member's files goes from their devices as well, when they hear of it.
     ///
     /// # Errors
-    /// [`Error::GroupNotFound`]; those of the local disk: then this device is in the group as before, or is about to leave.
+    /// [`Error::GroupNotFound`]; those of the local disk: then this device is in the group as before, or is about to leave. What is left to do
+    /// then, or where the future is dropped half-way, is done at the next start.
     pub async fn leave_group(&self, id: &GroupId, limit: Duration) -> Result<bool> {
         let group = self.begin_ending(id, Ending::Leave).await?;
         group.depart().await?;
@@ -134,7 +135,7 @@ impl Backend {
     /// was lost, whoever has it says so: ask them before you follow.
     ///
     /// # Errors
-    /// [`Error::GroupNotFound`]; those of the local disk.
+    /// [`Error::GroupNotFound`]; those of the network and of the local disk.
     pub async fn moved(&self, id: &GroupId) -> Result<Option<Moved>> {
         // The metadata came with the slots; only the notice itself may have to be fetched.
         let moved = self.group(id)?.moved(Fetch::Network).await?;
