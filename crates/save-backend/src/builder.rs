@@ -225,6 +225,7 @@ impl BackendBuilder {
         for group in groups {
             backend.adopt(group).await;
         }
+        backend.go_on_moving().await;
         backend.go_on_ending(endings).await;
         Ok(backend)
     }

@@ -3,13 +3,13 @@
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use dht_records::{Fetch, GroupAccess, GroupSecret, LocatorKey};
-use group::{
-    FetchProgress, FetchState, Group, GroupSecrets, Guest, ListedFile, Member, Role, Unpublished,
-};
+use group::{FetchProgress, FetchState, Group, Guest, ListedFile, Member, Role, Unpublished};
 use repo::{Entry, EntryPath, FileReader, Source, WriteOptions};
 use veilid_core::{BareSecretKey, KeyPair, PublicKey, VeilidAPIError};
 
-use crate::{Backend, Error, EventKind, Link, LinkAccess, LinkError, LinkKind, Result};
+use crate::{
+    Backend, Error, EventKind, Link, LinkAccess, LinkError, LinkKind, Result, state::Remembered,
+};
 
 /// The longest name of a group, in bytes.
 pub(crate) const LONGEST_GROUP_NAME: usize = 200;
@@ -134,7 +134,7 @@ impl Backend {
         check_name("member's name", me, dht_records::MAX_NAME)?;
         let _one_at_a_time = self.inner.joining.lock().await;
         let (group, secrets) = Group::create(self.inner.context.clone(), name, me).await?;
-        self.take_in(group, &secrets).await
+        self.take_in(group, secrets.into()).await
     }
 
     /// Joins the group of a link, as what the link grants: as a member under the name `me`, as a reader, as a replica, or as one more
@@ -177,24 +177,25 @@ impl Backend {
                 joined => joined?,
             },
         };
-        self.take_in(group, &secrets).await
+        self.take_in(group, secrets.into()).await
     }
 
     /// Whoever is still leaving a group cannot join it: what is left of the first time would take the second away.
     async fn check_not_ending(&self, id: &GroupId) -> Result<()> {
         let state = self.inner.state.read().await;
         let state = state.as_ref().ok_or(Error::Stopped)?;
-        match state.remembered(id.public_key()).await? {
-            Some(remembered) if remembered.ending.is_some() => Err(Error::StillLeaving),
-            _ => Ok(()),
+        match state.remembered(id.public_key()).await {
+            Ok(remembered) if remembered.ending.is_some() => Err(Error::StillLeaving),
+            Ok(_) | Err(Error::GroupNotFound) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
     /// Remembers a group before anybody can learn of it, and starts it. Stopping waits for this, and nothing comes in after it.
-    async fn take_in(&self, group: Group, secrets: &GroupSecrets) -> Result<GroupInfo> {
+    pub(crate) async fn take_in(&self, group: Group, remembered: Remembered) -> Result<GroupInfo> {
         let state = self.inner.state.read().await;
         let state = state.as_ref().ok_or(Error::Stopped)?;
-        state.save_group(secrets, None).await?;
+        state.save_group(&remembered).await?;
         let id = GroupId(group.public_key());
         self.adopt(group.clone()).await;
         self.inner
@@ -288,7 +289,8 @@ impl Backend {
                 let owner = access.owner().ok_or_else(not_held)?;
                 let state = self.inner.state.read().await;
                 let state = state.as_ref().ok_or(Error::Stopped)?;
-                let own = state.secrets_of(&public).await?.own.ok_or_else(not_held)?;
+                let remembered = state.remembered(&public).await?;
+                let own = remembered.secrets.own.ok_or_else(not_held)?;
                 Link::device(&public, &owner.secret(), &own.repo)?
             }
             LinkKind::Reader => {
@@ -440,7 +442,7 @@ impl Backend {
     }
 }
 
-async fn info(id: &GroupId, group: &Group) -> GroupInfo {
+pub(crate) async fn info(id: &GroupId, group: &Group) -> GroupInfo {
     let name = group.name(Fetch::Cached).await.unwrap_or_else(|error| {
         tracing::debug!(%error, "a group's name cannot be read");
         None

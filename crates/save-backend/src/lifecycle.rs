@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use dht_records::Fetch;
-use group::{Copied, Group, GroupSecrets};
-use tokio::time::timeout;
+use group::{Copied, Group};
+use tokio::{sync::oneshot, time::timeout};
 use veilid_core::PublicKey;
 
 use crate::{
     Backend, Error, EventKind, GroupId, GroupInfo, Result,
-    groups::{LONGEST_GROUP_NAME, check_name},
-    state::{Ending, Remembered},
+    groups::{LONGEST_GROUP_NAME, check_name, info},
+    state::{Announcing, Ending, Remembered},
 };
 
 /// How long a group that is left or forgotten may take to withdraw its tunnel.
@@ -48,71 +48,75 @@ impl Backend {
         let _one_at_a_time = self.inner.joining.lock().await;
         let state = self.inner.state.read().await;
         let state = state.as_ref().ok_or(Error::Stopped)?;
-        let mut secrets = state.secrets_of(id.public_key()).await?;
+        let mut remembered = state.remembered(id.public_key()).await?;
         // First, so that what is refused is not remembered.
         group.rename_me(me).await?;
-        if let Some(own) = &mut secrets.own {
+        if let Some(own) = &mut remembered.secrets.own {
             me.clone_into(&mut own.me);
         }
-        state.save_group(&secrets, None).await
+        state.save_group(&remembered).await
     }
 
-    /// Leaves a group, with all devices of this member: tells the others, for at most `limit`, and takes everything away that this
-    /// device keeps of it, blobs that no other group needs included. Gives whether the others were told. If not, that is tried again
-    /// until it works, also after restarts, and the keys stay here until then; nothing else does.
+    /// Leaves a group, with all devices of this member: takes everything away that this device keeps of it, blobs that no other group
+    /// needs included, and tells the others, for at most `limit`. Gives whether the others were told. If not, that is tried again
+    /// until it works, also after restarts, and the keys stay here until then; nothing else does. Dropping the future calls nothing off.
     ///
     /// What the others have of this member's files goes from their devices as well, when they hear of it.
     ///
     /// # Errors
-    /// [`Error::GroupNotFound`]; those of the local disk: then this device is in the group as before, or is about to leave. What is left to do
-    /// then, or where the future is dropped half-way, is done at the next start.
+    /// [`Error::GroupNotFound`]; those of the local disk: then this device is in the group as before, or is about to leave. What is left
+    /// to do then is tried again, also at the next start.
     pub async fn leave_group(&self, id: &GroupId, limit: Duration) -> Result<bool> {
-        let group = self.begin_ending(id, Ending::Leave).await?;
-        group.depart().await?;
-        let told = matches!(timeout(limit, group.sign_off()).await, Ok(Ok(())));
-        group.stop(WITHDRAW).await;
-        // At once, whatever the network does.
-        group.forget().await?;
-        self.collect().await;
-        if told {
-            self.finish_ending(&group).await?;
-        } else {
-            self.spawn_ending(group, Ending::Leave);
-        }
-        Ok(told)
+        let told = self.begin_end(id, Ending::Leave).await?;
+        Ok(matches!(timeout(limit, told).await, Ok(Ok(()))))
     }
 
     /// Forgets a group on this device: its keys, what is remembered of it, and blobs that no other group needs. The others are told
     /// nothing, and a member stays one, with their other devices. Without another device and without a device link, what this
-    /// member wrote can never be changed again.
+    /// member wrote can never be changed again. Dropping the future calls nothing off.
     ///
     /// # Errors
     /// As [`leave_group`](Self::leave_group).
     pub async fn forget_group(&self, id: &GroupId) -> Result<()> {
-        let group = self.begin_ending(id, Ending::Forget).await?;
-        group.stop(WITHDRAW).await;
-        group.forget().await?;
-        self.collect().await;
-        self.finish_ending(&group).await
+        let _done = self.begin_end(id, Ending::Forget).await?;
+        Ok(())
     }
 
     /// Moves a group to new keys, after a device with the old ones was lost: makes a new group of the same name, and tells the members
     /// `stay` of it, published in the background. The old group stays as it is, so that the notice can be read; leave it when all have
     /// followed. `docs/security.md` says what this protects, and what it cannot.
     ///
-    /// Where this ends before the members are told, the new group is there: tell them with [`announce_move`](Self::announce_move).
+    /// What a dropped future or a crash cuts off is done at the next start, or when this is called again: no second group is made.
     ///
     /// # Errors
     /// [`Error::GroupNotFound`]; within [`Error::Group`] [`group::Error::ReadOnly`], [`group::Error::NoSuchMember`] and
     /// [`group::Error::TooManyStaying`]: then nothing was made.
     pub async fn move_group(&self, id: &GroupId, stay: &[PublicKey]) -> Result<GroupInfo> {
         let old = self.group(id)?;
-        let me = self.secrets_of(id).await?.own;
-        let me = me.ok_or(group::Error::ReadOnly)?.me;
+        let _one_at_a_time = self.inner.joining.lock().await;
+        let own = self.remembered(id).await?.secrets.own;
+        let me = own.ok_or(group::Error::ReadOnly)?.me;
         old.check_staying(stay)?;
-        let name = old.name(Fetch::Cached).await?;
-        let new = self.create_group(&name.unwrap_or_default(), &me).await?;
+        let begun = self.moves().await?.into_iter().find(|(of, _)| of == id);
+        let new = if let Some((_, new)) = begun {
+            let group = self.group(&new)?;
+            info(&new, &group).await
+        } else {
+            let name = old.name(Fetch::Cached).await?.unwrap_or_default();
+            let context = self.inner.context.clone();
+            let (group, secrets) = Group::create(context, &name, &me).await?;
+            let announcing = Announcing {
+                of: id.to_string(),
+                stay: stay.to_vec(),
+            };
+            let remembered = Remembered {
+                announcing: Some(announcing),
+                ..secrets.into()
+            };
+            self.take_in(group, remembered).await?
+        };
         self.announce_move(id, &new.id, stay).await?;
+        self.announced(&new.id).await?;
         Ok(new)
     }
 
@@ -155,7 +159,7 @@ impl Backend {
     pub async fn follow_move(&self, id: &GroupId) -> Result<GroupInfo> {
         let moved = self.group(id)?.moved(Fetch::Network).await?;
         let moved = moved.ok_or(Error::NotMoved)?;
-        let own = self.secrets_of(id).await?.own;
+        let own = self.remembered(id).await?.secrets.own;
         let me = own.ok_or(group::Error::ReadOnly)?.me;
         self.join_with(moved.access, None, &me).await
     }
@@ -175,10 +179,77 @@ impl Backend {
         Ok(self.group(from)?.copy_files_to(&to, on_progress).await?)
     }
 
-    async fn secrets_of(&self, id: &GroupId) -> Result<GroupSecrets> {
+    async fn remembered(&self, id: &GroupId) -> Result<Remembered> {
         let state = self.inner.state.read().await;
         let state = state.as_ref().ok_or(Error::Stopped)?;
-        state.secrets_of(id.public_key()).await
+        state.remembered(id.public_key()).await
+    }
+
+    /// The groups that move and whose members are not told yet, each with the one that it moves to.
+    async fn moves(&self) -> Result<Vec<(GroupId, GroupId)>> {
+        let ids: Vec<GroupId> = self.groups_map().keys().cloned().collect();
+        let mut moves = Vec::new();
+        for id in ids {
+            if let Some(Announcing { of, .. }) = self.remembered(&id).await?.announcing {
+                moves.push((of.parse()?, id));
+            }
+        }
+        Ok(moves)
+    }
+
+    /// The members of the group that moved to this one are told.
+    async fn announced(&self, to: &GroupId) -> Result<()> {
+        let state = self.inner.state.read().await;
+        let state = state.as_ref().ok_or(Error::Stopped)?;
+        let mut remembered = state.remembered(to.public_key()).await?;
+        remembered.announcing = None;
+        state.save_group(&remembered).await
+    }
+
+    /// Goes on with moves that a crash cut off. Needs no network.
+    pub(crate) async fn go_on_moving(&self) {
+        let went_on = async {
+            for (of, to) in self.moves().await? {
+                if let (Ok(group), Some(announcing)) =
+                    (self.group(&of), self.remembered(&to).await?.announcing)
+                {
+                    // Who left since then need not be told.
+                    let is_member =
+                        |key: &PublicKey| group.check_staying(std::slice::from_ref(key)).is_ok();
+                    let stay: Vec<_> = announcing.stay.into_iter().filter(is_member).collect();
+                    self.announce_move(&of, &to, &stay).await?;
+                }
+                self.announced(&to).await?;
+            }
+            Ok::<(), Error>(())
+        };
+        if let Err(error) = went_on.await {
+            tracing::warn!(%error, "the members of a group that moved are not told yet");
+        }
+    }
+
+    /// Ends a group, in a task of its own, so that nothing is left half done when the caller loses patience. Returns when all is gone
+    /// that needs no network to go; what it gives is ready when the rest is.
+    async fn begin_end(&self, id: &GroupId, ending: Ending) -> Result<oneshot::Receiver<()>> {
+        let (here, gone_here) = oneshot::channel();
+        let (backend, id) = (self.clone(), id.clone());
+        let done = self.spawn_ending(async move {
+            let group = match backend.begin_ending(&id, ending).await {
+                Ok(group) => group,
+                Err(error) => {
+                    // Without a receiver nobody wants to know.
+                    let _ = here.send(Err(error));
+                    return None;
+                }
+            };
+            group.stop(WITHDRAW).await;
+            let ended = backend.end_here(&group, ending).await;
+            let all_done = ended.is_ok() && ending == Ending::Forget;
+            let _ = here.send(ended);
+            (!all_done).then_some((group, ending))
+        });
+        gone_here.await.map_err(|_| Error::Stopped)??;
+        Ok(done)
     }
 
     /// Remembers that a group ends, and takes it out of those that this device is in.
@@ -188,8 +259,9 @@ impl Backend {
         {
             let state = self.inner.state.read().await;
             let state = state.as_ref().ok_or(Error::Stopped)?;
-            let secrets = state.secrets_of(id.public_key()).await?;
-            state.save_group(&secrets, Some(ending)).await?;
+            let mut remembered = state.remembered(id.public_key()).await?;
+            remembered.ending = Some(ending);
+            state.save_group(&remembered).await?;
         }
         self.groups_map().remove(id).ok_or(Error::GroupNotFound)?;
         self.inner
@@ -219,28 +291,41 @@ impl Backend {
 
     /// Goes on with the end of groups that a stop or a crash cut off. What needs no network is done when this returns.
     pub(crate) async fn go_on_ending(&self, endings: Vec<Remembered>) {
-        for Remembered { secrets, ending } in endings {
-            let Some(ending) = ending else {
+        for remembered in endings {
+            let Some(ending) = remembered.ending else {
                 continue;
             };
-            let group = match Group::load(self.inner.context.clone(), &secrets).await {
+            let context = self.inner.context.clone();
+            let group = match Group::load(context, &remembered.secrets).await {
                 Ok(group) => group,
                 Err(error) => {
                     tracing::warn!(%error, "a group that ends cannot be opened");
                     continue;
                 }
             };
-            if let Err(error) = end_here(&group, ending).await {
-                tracing::warn!(%error, "what is here of a group that ends is not taken away yet");
+            match self.end_here(&group, ending).await {
+                Ok(()) if ending == Ending::Forget => continue,
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "what is here of a group that ends is not taken away yet");
+                }
             }
-            self.spawn_ending(group, ending);
+            let _done = self.spawn_ending(std::future::ready(Some((group, ending))));
         }
     }
 
-    fn spawn_ending(&self, group: Group, ending: Ending) {
+    /// Ends the group that `begin` gives, however often that has to be tried. What it gives is ready then.
+    fn spawn_ending(
+        &self,
+        begin: impl Future<Output = Option<(Group, Ending)>> + Send + 'static,
+    ) -> oneshot::Receiver<()> {
+        let (done, is_done) = oneshot::channel();
         let backend = self.clone();
         let cancel = self.inner.cancel.clone();
         self.inner.tasks.spawn(async move {
+            let Some((group, ending)) = begin.await else {
+                return;
+            };
             let work = async {
                 let mut pause = PAUSE;
                 while let Err(error) = backend.end_group(&group, ending).await {
@@ -248,29 +333,36 @@ impl Backend {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
+                let _ = done.send(());
             };
             tokio::select! {
                 () = cancel.cancelled() => {}
                 () = work => {}
             }
         });
+        is_done
     }
 
     async fn end_group(&self, group: &Group, ending: Ending) -> Result<()> {
-        end_here(group, ending).await?;
-        self.collect().await;
+        self.end_here(group, ending).await?;
         if ending == Ending::Leave {
             self.wait_online(LONGEST_PAUSE).await?;
             group.sign_off().await?;
+            self.finish_ending(group).await?;
         }
-        self.finish_ending(group).await
+        Ok(())
     }
-}
 
-/// What needs no network. Doing it again does no harm.
-async fn end_here(group: &Group, ending: Ending) -> Result<()> {
-    if ending == Ending::Leave {
-        group.depart().await?;
+    /// What needs no network, which is all where nobody is to be told. Doing it again does no harm.
+    async fn end_here(&self, group: &Group, ending: Ending) -> Result<()> {
+        if ending == Ending::Leave {
+            group.depart().await?;
+        }
+        group.forget().await?;
+        self.collect().await;
+        if ending == Ending::Forget {
+            self.finish_ending(group).await?;
+        }
+        Ok(())
     }
-    Ok(group.forget().await?)
 }

@@ -58,6 +58,17 @@ struct StoredGroup {
     me: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ending: Option<Ending>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    announcing: Option<Announcing>,
+}
+
+/// A move to this group that the members of another one are still to be told of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Announcing {
+    /// The public key of the group that moves.
+    pub(crate) of: String,
+    /// The repo keys of the members who are to be told.
+    pub(crate) stay: Vec<PublicKey>,
 }
 
 /// How a group comes to its end on this device. Remembered until it has, over restarts.
@@ -70,11 +81,22 @@ pub(crate) enum Ending {
     Forget,
 }
 
-/// A group that is remembered.
+/// A group that is remembered, and what is still to be done about it.
 #[derive(Debug)]
 pub(crate) struct Remembered {
     pub(crate) secrets: GroupSecrets,
     pub(crate) ending: Option<Ending>,
+    pub(crate) announcing: Option<Announcing>,
+}
+
+impl From<GroupSecrets> for Remembered {
+    fn from(secrets: GroupSecrets) -> Self {
+        Self {
+            secrets,
+            ending: None,
+            announcing: None,
+        }
+    }
 }
 
 impl Drop for StoredGroup {
@@ -211,12 +233,13 @@ impl State {
         Ok(device)
     }
 
-    /// Remembers a group, and how it ends if it does.
-    pub(crate) async fn save_group(
-        &self,
-        secrets: &GroupSecrets,
-        ending: Option<Ending>,
-    ) -> Result<()> {
+    /// Remembers a group.
+    pub(crate) async fn save_group(&self, group: &Remembered) -> Result<()> {
+        let Remembered {
+            secrets,
+            ending,
+            announcing,
+        } = group;
         let access = &secrets.access;
         let mut stored = StoredGroup {
             version: VERSION,
@@ -225,7 +248,8 @@ impl State {
             replica: None,
             repo: secrets.own.as_ref().map(|own| own.repo.to_string()),
             me: secrets.own.as_ref().map(|own| own.me.clone()),
-            ending,
+            ending: *ending,
+            announcing: announcing.clone(),
         };
         match access {
             GroupAccess::Member { owner } => stored.owner = Some(owner.to_string()),
@@ -254,15 +278,9 @@ impl State {
     }
 
     /// What is remembered of a group.
-    pub(crate) async fn remembered(&self, group: &PublicKey) -> Result<Option<Remembered>> {
+    pub(crate) async fn remembered(&self, group: &PublicKey) -> Result<Remembered> {
         let json = self.load(&row(group)).await?;
-        json.map(|json| decode(&json)).transpose()
-    }
-
-    /// The keys of a group that is remembered.
-    pub(crate) async fn secrets_of(&self, group: &PublicKey) -> Result<GroupSecrets> {
-        let remembered = self.remembered(group).await?;
-        Ok(remembered.ok_or(Error::GroupNotFound)?.secrets)
+        decode(&json.ok_or(Error::GroupNotFound)?)
     }
 
     /// All groups that are remembered, by their keys; one whose row does not open does not stop the others.
@@ -350,6 +368,7 @@ fn decode(json: &[u8]) -> Result<Remembered> {
     Ok(Remembered {
         secrets: GroupSecrets { access, own },
         ending: stored.ending,
+        announcing: stored.announcing.clone(),
     })
 }
 
