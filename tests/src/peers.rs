@@ -29,7 +29,8 @@ use iroh_blobs::{
 };
 use repo::{Repo, RepoContext, SystemClock};
 use save_backend::{
-    Backend, Entry, EntryPath, GroupId, LinkKind, Member, NewFile, Progress, PublicKey,
+    Backend, Entry, EntryPath, ErrorKind, GroupId, Link, LinkKind, Member, NewFile, Progress,
+    PublicKey,
 };
 use store_adapter::{StoreOptions, VeilidStore};
 use tokio::{
@@ -117,6 +118,19 @@ impl Device {
             .await;
         self.on(move |b| async move { b.join_group(&link, me).await.unwrap() })
             .await;
+        self.flush(id).await;
+    }
+
+    /// Joins as soon as the group answers.
+    pub async fn join_with(&self, link: &Link, id: &GroupId) {
+        let (link, me) = (link.clone(), self.name);
+        self.on(move |b| async move {
+            while let Err(error) = b.join_group(&link, me).await {
+                assert_eq!(error.kind(), ErrorKind::NoAnswer, "{error}");
+                sleep(Duration::from_millis(300)).await;
+            }
+        })
+        .await;
         self.flush(id).await;
     }
 
@@ -266,13 +280,45 @@ impl Device {
 
     /// Stops and starts again from the same directory. Does not wait for the network.
     pub async fn restart(self) -> Self {
+        self.stopped().await.start().await
+    }
+
+    /// Stops, to be started again later.
+    pub async fn stopped(self) -> Stopped {
         self.on(|b| async move { b.stop().await.unwrap() }).await;
+        Stopped {
+            name: self.name,
+            host: self.host,
+            directory: self.directory,
+        }
+    }
+}
+
+/// A device that is off.
+pub struct Stopped {
+    name: &'static str,
+    host: Host,
+    directory: PathBuf,
+}
+
+impl Stopped {
+    /// Starts it from the same directory. Does not wait for the network.
+    pub async fn start(self) -> Device {
         let backend = start(&self.host, self.directory.clone()).await;
-        Self { backend, ..self }
+        Device {
+            name: self.name,
+            host: self.host,
+            directory: self.directory,
+            backend,
+        }
     }
 }
 
 async fn start(host: &Host, directory: PathBuf) -> Backend {
+    try_start(host, directory).await.unwrap()
+}
+
+pub async fn try_start(host: &Host, directory: PathBuf) -> save_backend::Result<Backend> {
     // Links are slowed down and cut here, and nobody else's routes should feel it.
     let settings = host.network_settings().serving_nobody();
     let settings = serde_json::to_value(settings).unwrap();
@@ -283,7 +329,6 @@ async fn start(host: &Host, directory: PathBuf) -> Backend {
             .network(network)
             .start()
             .await
-            .unwrap()
     })
     .await
 }

@@ -5,200 +5,16 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
-    future::Future,
-    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use devnet::{Devnet, Host};
-use dht_records::{
-    Fetch, GroupAccess, GroupRecord, MemoryCache, Purpose, Records, RepoRecord, SlotValue,
-};
+use devnet::Devnet;
+use dht_records::{Fetch, GroupRecord, MemoryCache, Purpose, Records, RepoRecord, SlotValue};
+use integration_tests::peers::{self, Device, LIMIT, noise};
 use iroh_blobs::Hash;
-use save_backend::{
-    Backend, Entry, EntryPath, EventKind, GroupId, LinkKind, NewFile, Progress, ProgressState,
-    PublicKey,
-};
-use tokio::{
-    io::AsyncReadExt,
-    time::{sleep, timeout},
-};
-
-/// Longer than anything here takes on a loaded machine.
-const LIMIT: Duration = Duration::from_secs(120);
-
-struct Device {
-    name: &'static str,
-    host: Host,
-    directory: PathBuf,
-    backend: Backend,
-}
-
-impl Device {
-    async fn start(devnet: &Devnet, name: &'static str) -> Self {
-        let host = devnet.host(name).await.unwrap();
-        let directory = host.directory().join("device");
-        let backend = start(&host, directory.clone()).await.unwrap();
-        let device = Self {
-            name,
-            host,
-            directory,
-            backend,
-        };
-        device
-            .on(|b| async move { b.wait_online(LIMIT).await.unwrap() })
-            .await;
-        device
-    }
-
-    /// Runs something on the device, inside its network namespace.
-    async fn on<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
-        &self,
-        what: impl FnOnce(Backend) -> F,
-    ) -> T {
-        let work = what(self.backend.clone());
-        timeout(LIMIT, self.host.run(work))
-            .await
-            .unwrap_or_else(|_| panic!("{} is stuck", self.name))
-    }
-
-    async fn create(&self) -> GroupId {
-        let me = self.name;
-        let id = self
-            .on(move |b| async move { b.create_group("Field archive", me).await.unwrap().id })
-            .await;
-        self.flush(&id).await;
-        id
-    }
-
-    async fn join(&self, of: &Device, id: &GroupId) {
-        let (of_id, me) = (id.clone(), self.name);
-        let link = of
-            .on(move |b| async move { b.link(&of_id, LinkKind::Member).await.unwrap() })
-            .await;
-        self.on(move |b| async move { b.join_group(&link, me).await.unwrap() })
-            .await;
-        self.flush(id).await;
-    }
-
-    async fn flush(&self, id: &GroupId) {
-        let id = id.clone();
-        self.on(move |b| async move { b.flush(&id, LIMIT).await.unwrap() })
-            .await;
-    }
-
-    /// Archives bytes and waits until that is published.
-    async fn put(&self, id: &GroupId, path: &str, bytes: Vec<u8>) -> Entry {
-        let entry = self.put_unpublished(id, path, bytes).await;
-        self.flush(id).await;
-        entry
-    }
-
-    async fn put_unpublished(&self, id: &GroupId, path: &str, bytes: Vec<u8>) -> Entry {
-        let (id, path) = (id.clone(), EntryPath::parse(path).unwrap());
-        let source = self.host.directory().join("source");
-        self.on(move |b| async move {
-            tokio::fs::write(&source, bytes).await.unwrap();
-            let file = NewFile { path, source };
-            b.put(&id, vec![file], |_| {}).await.unwrap().remove(0)
-        })
-        .await
-    }
-
-    /// The paths of a member's files as this device sees them after asking the network, once `done` is content with them.
-    async fn list_until(
-        &self,
-        id: &GroupId,
-        done: impl Fn(&[String]) -> bool + Send + 'static,
-    ) -> Vec<String> {
-        let id = id.clone();
-        self.on(move |b| async move {
-            loop {
-                let files = b.list(&id, true).await.unwrap();
-                let mut paths: Vec<String> = files
-                    .iter()
-                    .map(|file| file.entry.path.as_str().to_owned())
-                    .collect();
-                paths.sort();
-                if done(&paths) {
-                    return paths;
-                }
-                sleep(Duration::from_millis(200)).await;
-            }
-        })
-        .await
-    }
-
-    /// Waits until the device knows so many members.
-    async fn members(&self, id: &GroupId, count: usize) -> Vec<save_backend::Member> {
-        let id = id.clone();
-        self.on(move |b| async move {
-            loop {
-                let members = b.members(&id, true).await.unwrap();
-                if members.len() == count {
-                    return members;
-                }
-                sleep(Duration::from_millis(200)).await;
-            }
-        })
-        .await
-    }
-
-    async fn get(&self, id: &GroupId, path: &str) -> Vec<u8> {
-        self.get_with(id, path, |_| {}).await.unwrap()
-    }
-
-    async fn get_with(
-        &self,
-        id: &GroupId,
-        path: &str,
-        progress: impl Fn(Progress) + Send + Sync + 'static,
-    ) -> save_backend::Result<Vec<u8>> {
-        let (id, path) = (id.clone(), EntryPath::parse(path).unwrap());
-        self.on(move |b| async move {
-            let mut reader = b.get(&id, None, &path, progress).await?;
-            let mut bytes = Vec::new();
-            reader.read_to_end(&mut bytes).await.unwrap();
-            Ok(bytes)
-        })
-        .await
-    }
-
-    async fn stop(self) {
-        self.on(|b| async move { b.stop().await.unwrap() }).await;
-    }
-
-    /// Stops and starts again from the same directory. Does not wait for the network.
-    async fn restart(self) -> Self {
-        self.on(|b| async move { b.stop().await.unwrap() }).await;
-        let backend = start(&self.host, self.directory.clone()).await.unwrap();
-        Self { backend, ..self }
-    }
-}
-
-async fn start(host: &Host, directory: PathBuf) -> save_backend::Result<Backend> {
-    let settings = serde_json::to_value(host.network_settings()).unwrap();
-    let network = serde_json::from_value(settings).unwrap();
-    host.run(async move {
-        Backend::builder()
-            .directory(directory)
-            .network(network)
-            .start()
-            .await
-    })
-    .await
-}
-
-/// Bytes that no compression or coincidence makes equal to others.
-fn noise(len: usize, seed: u8) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    blake3::Hasher::new()
-        .update(&[seed])
-        .finalize_xof()
-        .fill(&mut bytes);
-    bytes
-}
+use save_backend::{EntryPath, EventKind, ProgressState, PublicKey};
+use tokio::time::{sleep, timeout};
 
 async fn devnet() -> Devnet {
     devnet::trace_to_stderr();
@@ -216,7 +32,7 @@ async fn the_backend_runs_veilid_and_holds_its_directory() {
         assert!(status.online, "{status:?}");
     }
     assert!(ana.on(|b| async move { b.groups().await }).await.is_empty());
-    let second = start(&ana.host, ana.directory.clone()).await;
+    let second = peers::try_start(&ana.host, ana.directory.clone()).await;
     assert!(matches!(second, Err(save_backend::Error::DirectoryInUse)));
     let ana = ana.restart().await;
     ben.stop().await;
@@ -239,7 +55,7 @@ async fn names_and_repos_are_read_back_from_the_dht() {
     assert_eq!(names, ["ana", "ben"]);
     assert_eq!(members.iter().filter(|m| m.is_self).count(), 1);
     let groups = ben.on(|b| async move { b.groups().await }).await;
-    assert_eq!(groups[0].name.as_deref(), Some("Field archive"));
+    assert_eq!(groups[0].name.as_deref(), Some("Archive"));
 
     // A node that was never told anything else.
     let host = devnet.host("reader").await.unwrap();
@@ -249,13 +65,13 @@ async fn names_and_repos_are_read_back_from_the_dht() {
         .unwrap();
     node.ready(LIMIT).await.unwrap();
     let api = node.api().clone();
-    let access = access(&ana, &id);
+    let access = ana.access(&id);
     let repos: Vec<PublicKey> = members.into_iter().map(|m| m.repo).collect();
     host.run(async move {
         let records = Records::new(api, Arc::new(MemoryCache::default()));
         let group = GroupRecord::attach(&records, access.clone()).await.unwrap();
         let name = group.metadata(Fetch::Network).await.unwrap().unwrap();
-        assert_eq!(name.value.name, "Field archive");
+        assert_eq!(name.value.name, "Archive");
         let slots = group.slots(Fetch::Network).await.unwrap();
         let mut advertised = Vec::new();
         for (_, slot) in slots {
@@ -288,10 +104,6 @@ async fn names_and_repos_are_read_back_from_the_dht() {
     devnet.stop().await.unwrap();
 }
 
-fn access(device: &Device, id: &GroupId) -> GroupAccess {
-    device.backend.group(id).unwrap().access().clone()
-}
-
 /// "add tunnel to own repo, send 'ping' app_call to others"; and "before closing we should make sure to remove our tunnel".
 #[tokio::test]
 async fn members_ping_each_other_until_one_withdraws() {
@@ -313,14 +125,7 @@ async fn members_ping_each_other_until_one_withdraws() {
             .await;
         assert!(time > Duration::ZERO);
     }
-    let ben_repo = ben
-        .backend
-        .group(&id)
-        .unwrap()
-        .own_repo()
-        .unwrap()
-        .public_key()
-        .clone();
+    let ben_repo = ben.repo(&id);
     ben.stop().await;
     let (of, repo) = (id.clone(), ben_repo.clone());
     let error = ana
@@ -402,7 +207,7 @@ async fn files_are_listed_fetched_verified_deleted_and_kept() {
         "the bytes differ after a restart"
     );
     let groups = ben.on(|b| async move { b.groups().await }).await;
-    assert_eq!(groups[0].name.as_deref(), Some("Field archive"));
+    assert_eq!(groups[0].name.as_deref(), Some("Archive"));
     assert_eq!(groups[0].members, 2);
     ana.stop().await;
     ben.stop().await;
@@ -440,22 +245,7 @@ async fn a_file_comes_from_everybody_who_has_it_and_the_dead_are_left_alone() {
         })
         .await;
     holders.sort();
-    let mut expected = [
-        ana.backend
-            .group(&id)
-            .unwrap()
-            .own_repo()
-            .unwrap()
-            .public_key()
-            .clone(),
-        ben.backend
-            .group(&id)
-            .unwrap()
-            .own_repo()
-            .unwrap()
-            .public_key()
-            .clone(),
-    ];
+    let mut expected = [ana.repo(&id), ben.repo(&id)];
     expected.sort();
     assert_eq!(holders, expected);
 
@@ -475,19 +265,9 @@ async fn a_file_comes_from_everybody_who_has_it_and_the_dead_are_left_alone() {
         ),
         "{nobody:?}"
     );
-    let ana_repo = expected.iter().find(|repo| {
-        **repo
-            == *ana
-                .backend
-                .group(&id)
-                .unwrap()
-                .own_repo()
-                .unwrap()
-                .public_key()
-    });
     let missing = noise(100, 3);
     ana.put_unpublished(&id, "later.txt", missing.clone()).await;
-    let (of, dead) = (id.clone(), ana_repo.unwrap().clone());
+    let (of, dead) = (id.clone(), ana.repo(&id));
     let error = cleo
         .on(move |b| async move { b.ping(&of, &dead).await.unwrap_err() })
         .await;
@@ -548,15 +328,8 @@ async fn only_what_the_groups_roots_reach_is_served() {
         .await
         .unwrap();
     node.ready(LIMIT).await.unwrap();
-    let access = access(&ana, &first);
-    let repo = ana
-        .backend
-        .group(&first)
-        .unwrap()
-        .own_repo()
-        .unwrap()
-        .public_key()
-        .clone();
+    let access = ana.access(&first);
+    let repo = ana.repo(&first);
     let api = node.api().clone();
     host.run(async move {
         let records = Records::new(api.clone(), Arc::new(MemoryCache::default()));

@@ -516,6 +516,16 @@ impl Group {
         crate::upkeep::stop(self, limit).await;
     }
 
+    /// Sees to it that the network still has the group's records, whoever wrote them: storage nodes forget what nobody asks for. Gives
+    /// how many subkeys it had lost. This happens by itself every hour, and in part whenever the group is opened. Any device can do it,
+    /// a replica too, with all that it knows; what it does not know, others have to bring back.
+    ///
+    /// # Errors
+    /// Those of the network. What could be looked after was.
+    pub async fn republish(&self) -> Result<usize> {
+        crate::upkeep::republish(self).await
+    }
+
     /// The group's public key, which identifies it.
     pub fn public_key(&self) -> PublicKey {
         self.inner.record.public_key().clone()

@@ -443,7 +443,6 @@ async fn until(time: Option<Instant>) {
 
 /// Sees to it that the network keeps the group's records, whoever wrote them: storage nodes forget what nobody asks for.
 async fn keep_alive(group: &Group) {
-    let inner = &group.inner;
     // After what comes with a start, and not all devices of a group at once.
     let mut wait = REPUBLISH.mul_f64(0.02 + 0.08 * share());
     loop {
@@ -451,20 +450,7 @@ async fn keep_alive(group: &Group) {
         if online(group).await.is_err() {
             return;
         }
-        let mut lost = inner.record.republish().await;
-        let mut repos = group.other_repos().await.unwrap_or_default();
-        repos.extend(group.own_repo().cloned());
-        repos.push(inner.guests.clone());
-        for repo in repos {
-            let more = repo.record().republish().await;
-            lost = match (lost, more) {
-                (Ok(lost), Ok(more)) => Ok(lost + more),
-                // Nobody ever published there.
-                (lost, Err(dht_records::Error::RecordNotFound)) => lost,
-                (Err(error), _) | (_, Err(error)) => Err(error),
-            };
-        }
-        wait = match lost {
+        wait = match republish(group).await {
             Ok(lost) => {
                 tracing::debug!(lost, "the group's records were looked after");
                 REPUBLISH.mul_f64(0.8 + 0.4 * share())
@@ -475,6 +461,25 @@ async fn keep_alive(group: &Group) {
             }
         };
     }
+}
+
+/// Looks after each of the group's records once. Gives how many subkeys the network had lost.
+pub(crate) async fn republish(group: &Group) -> Result<usize> {
+    let mut lost = group.inner.record.republish().await?;
+    let mut repos = group.other_repos().await?;
+    repos.extend(group.own_repo().cloned());
+    repos.push(group.inner.guests.clone());
+    let mut failed = None;
+    for repo in repos {
+        match repo.record().republish().await {
+            Ok(more) => lost += more,
+            // Nobody ever published there.
+            Err(dht_records::Error::RecordNotFound) => {}
+            // The others are looked after all the same.
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.map_or(Ok(lost), |error| Err(error.into()))
 }
 
 /// A number between 0 and 1, at random.
