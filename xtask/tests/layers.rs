@@ -48,7 +48,10 @@ const LAYERS: [(&str, &[&str]); 13] = [
     ("devnet", &["veilid-core"]),
     ("xtask", &[]),
     ("kill-at-write", &[]),
-    ("recovery", &["save-backend", "kill-at-write"]),
+    (
+        "recovery",
+        &["save-backend", "dht-records", "kill-at-write"],
+    ),
     (
         "integration-tests",
         &[

@@ -19,6 +19,11 @@ pub trait Operation: Sync {
     /// What is done, in words.
     fn name(&self) -> &'static str;
 
+    /// Whether it writes to the store of blobs, besides the tables.
+    fn writes_blobs(&self) -> bool {
+        true
+    }
+
     /// Makes what has to be there before. Besides that, the device has its kept files.
     async fn prepare(&self, device: &Device);
 

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use save_backend::RepoSync;
+use dht_records::Fetch;
+use save_backend::{GroupId, RepoSync};
 use tokio::time::sleep;
 
 use crate::{Device, File, Operation, State, device::limited};
 
 /// Changes that need no network.
-pub const OFFLINE: [&dyn Operation; 6] = [
+pub const OFFLINE: [&dyn Operation; 7] = [
     &Put {
         name: "put_a_small_file",
         before: &[],
@@ -36,6 +37,7 @@ pub const OFFLINE: [&dyn Operation; 6] = [
     },
     &Delete(File::new("passing.bin", 300_000, 17)),
     &LeaveGroup,
+    &MoveGroup,
 ];
 
 /// Changes that need a network, and on it a group to whose link the trial comes.
@@ -171,6 +173,59 @@ impl Operation for LeaveGroup {
     }
 }
 
+/// Moves a group to new keys.
+struct MoveGroup;
+
+/// The name of the group that moves, before and after.
+const MOVING: &str = "On the move";
+
+impl MoveGroup {
+    async fn groups(device: &Device) -> Vec<GroupId> {
+        let groups = device.backend.groups().await.into_iter();
+        groups
+            .filter(|group| group.name.as_deref() == Some(MOVING))
+            .map(|group| group.id)
+            .collect()
+    }
+}
+
+#[async_trait]
+impl Operation for MoveGroup {
+    fn name(&self) -> &'static str {
+        "move_a_group"
+    }
+
+    fn writes_blobs(&self) -> bool {
+        false
+    }
+
+    async fn prepare(&self, device: &Device) {
+        device.backend.create_group(MOVING, "Ben").await.unwrap();
+    }
+
+    async fn apply(&self, device: &Device) {
+        if let [old] = &Self::groups(device).await[..] {
+            let moved = device.backend.move_group(old, &[]);
+            limited("moving", moved).await.unwrap();
+        }
+    }
+
+    async fn state(&self, device: &Device) -> State {
+        let groups = Self::groups(device).await;
+        let mut notices = Vec::new();
+        for id in &groups {
+            let group = device.backend.group(id).unwrap();
+            let moved = group.moved(Fetch::Cached).await.unwrap();
+            notices.extend(moved.map(|moved| moved.access.public_key()));
+        }
+        match (&groups[..], &notices[..]) {
+            ([_], []) => State::Old,
+            ([one, two], [to]) if [one, two].iter().any(|id| id.public_key() == to) => State::New,
+            _ => panic!("{} groups, {} notices", groups.len(), notices.len()),
+        }
+    }
+}
+
 /// Joins a group and tells the others so.
 struct JoinGroup;
 
@@ -178,6 +233,10 @@ struct JoinGroup;
 impl Operation for JoinGroup {
     fn name(&self) -> &'static str {
         "join_a_group"
+    }
+
+    fn writes_blobs(&self) -> bool {
+        false
     }
 
     async fn prepare(&self, _: &Device) {}

@@ -94,7 +94,11 @@ pub fn sweep<'a>(name: &str, effort: Effort, trial: impl Fn(usize) -> Trial<'a> 
     let restart = first.restart(None);
     let reference = first.check(&run);
     assert_eq!(reference.found, State::New);
-    for (run, place) in [(&run, "blobs/"), (&run, "veilid/"), (&restart, "veilid/")] {
+    let blobs = first.operation.writes_blobs().then_some((&run, "blobs/"));
+    for (run, place) in [(&run, "veilid/"), (&restart, "veilid/")]
+        .into_iter()
+        .chain(blobs)
+    {
         assert!(
             run.writes.iter().any(|write| write.contains(place)),
             "no write in {place} was seen: {:?}",

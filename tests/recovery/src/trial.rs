@@ -102,7 +102,7 @@ pub struct Check {
 
 /// One device in a directory of its own, which goes with this.
 pub struct Trial<'a> {
-    operation: &'a dyn Operation,
+    pub(crate) operation: &'a dyn Operation,
     launch: Launch<'a>,
     witness: Option<Witness<'a>>,
     dir: TempDir,

@@ -1,0 +1,125 @@
+//! The tests, on a devnet.
+
+use std::{env, process::Command, time::Duration};
+
+use devnet::{Devnet, Host};
+use recovery::{
+    Effort, LIMIT, Launch, Operation, Scenario, Trial,
+    operations::{OF_THE_OTHER, ONLINE},
+};
+use save_backend::{Backend, GroupId, LinkKind};
+use tokio::{
+    runtime::Runtime,
+    time::{sleep, timeout},
+};
+
+/// Each device finds its network twice, so there is time for some writes only.
+const EFFORT: Effort = Effort {
+    most: 8,
+    in_turns: true,
+    workers: 4,
+};
+
+pub fn main() {
+    recovery::child();
+    devnet::trace_to_stderr();
+    let scenarios = ONLINE
+        .map(|operation| -> Scenario<'_> { (operation.name(), Box::new(move || kill(operation))) });
+    recovery::run(scenarios.into());
+}
+
+fn kill(operation: &dyn Operation) {
+    let runtime = Runtime::new().unwrap();
+    let devnet = runtime.block_on(Devnet::start(devnet::MIN_NODES)).unwrap();
+    let ana = runtime.block_on(Ana::start(&devnet));
+    let hosts: Vec<Host> = (0..EFFORT.workers)
+        .map(|n| runtime.block_on(devnet.host(&format!("ben-{n}"))).unwrap())
+        .collect();
+    let launches: Vec<_> = hosts
+        .iter()
+        .map(|host| || -> Command { host.command(env::current_exe().unwrap()) })
+        .collect();
+    let (ana_ref, runtime_ref) = (&ana, &runtime);
+    recovery::sweep(operation.name(), EFFORT, |worker| {
+        let (group, link) = runtime_ref.block_on(ana_ref.group());
+        let settings = hosts[worker].network_settings().serving_nobody();
+        let launch: Launch<'_> = &launches[worker];
+        Trial::new(operation, launch)
+            .network(&serde_json::to_vec(&settings).unwrap(), &link)
+            .witnessed(Box::new(move || {
+                runtime_ref.block_on(ana_ref.sees_ben(&group))
+            }))
+    });
+    runtime.block_on(async {
+        ana.stop().await;
+        devnet.stop().await.unwrap();
+    });
+}
+
+/// The member who is there all the time.
+struct Ana {
+    host: Host,
+    backend: Backend,
+}
+
+impl Ana {
+    async fn start(devnet: &Devnet) -> Self {
+        let host = devnet.host("ana").await.unwrap();
+        let directory = host.directory().join("device");
+        let settings = serde_json::to_value(host.network_settings()).unwrap();
+        let network = serde_json::from_value(settings).unwrap();
+        let backend = host
+            .run(async move {
+                let backend = Backend::builder().directory(directory).network(network);
+                let backend = backend.start().await.unwrap();
+                backend.wait_online(LIMIT).await.unwrap();
+                backend
+            })
+            .await;
+        Self { host, backend }
+    }
+
+    /// Makes a group for one trial, with files in it. Gives its link too.
+    async fn group(&self) -> (GroupId, String) {
+        let (backend, sources) = (self.backend.clone(), self.host.directory().to_owned());
+        self.host
+            .run(async move {
+                let id = backend.create_group("Archive", "Ana").await.unwrap().id;
+                let sources = tempfile::tempdir_in(sources).unwrap();
+                let files = recovery::sources(sources.path(), &OF_THE_OTHER);
+                backend.put(&id, files, |_| {}).await.unwrap();
+                backend.flush(&id, LIMIT).await.unwrap();
+                let link = backend.link(&id, LinkKind::Member).await.unwrap();
+                (id, link.expose().to_string())
+            })
+            .await
+    }
+
+    /// Waits until Ben is a member, and checks that he is one only.
+    async fn sees_ben(&self, id: &GroupId) {
+        let (backend, id) = (self.backend.clone(), id.clone());
+        let seen = self.host.run(async move {
+            loop {
+                let members = backend.members(&id, true).await.unwrap();
+                let bens = members.iter().filter(|member| !member.is_self);
+                let names: Vec<_> = bens.map(|ben| ben.name.as_deref()).collect();
+                match names[..] {
+                    [] => sleep(Duration::from_millis(200)).await,
+                    [name] => {
+                        assert_eq!(name, Some("Ben"));
+                        return;
+                    }
+                    _ => panic!("the attempt that was killed left a member: {names:?}"),
+                }
+            }
+        });
+        timeout(LIMIT, seen).await.expect("Ben is never seen");
+    }
+
+    async fn stop(self) {
+        let backend = self.backend;
+        self.host
+            .run(async move { backend.stop().await.unwrap() })
+            .await;
+    }
+}
