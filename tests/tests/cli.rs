@@ -274,6 +274,166 @@ async fn what_is_stored_without_a_network_is_published_later() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_group_is_renamed_moved_and_left() {
+    let stage = Stage::set().await;
+    let mut devices = Vec::new();
+    for name in ["ana", "ben", "cleo", "dora", "replica"] {
+        devices.push(stage.serving(name).await);
+    }
+    let [ana, ben, cleo, dora, replica] = &devices[..] else {
+        unreachable!()
+    };
+    let created = ana
+        .save(&["group", "create", "Press", "--as", "ana"])
+        .await
+        .unwrap();
+    let old = created[0]["id"].as_str().unwrap().to_owned();
+    for member in [ben, cleo] {
+        join(member, &link(ana).await).await.unwrap();
+    }
+    let (mine, theirs) = (
+        stage.file("mine.txt", b"Ana's"),
+        stage.file("b.txt", b"Ben's"),
+    );
+    ana.save(&["put", &mine]).await.unwrap();
+    ben.save(&["put", &theirs]).await.unwrap();
+
+    // Links of every kind, as text and as pictures.
+    let lines = ana
+        .save(&[
+            "group",
+            "link",
+            "--kind",
+            "reader",
+            "--expires",
+            "2d",
+            "--label",
+            "for Dora",
+        ])
+        .await
+        .unwrap();
+    assert_eq!(lines[0]["label"], "for Dora");
+    assert!(lines[0]["expires"].is_u64());
+    let reader = lines[0]["link"].as_str().unwrap();
+    let joined = join(dora, reader).await.unwrap();
+    assert_eq!(joined[0]["role"], "reader");
+    let read = |lines: &[Value]| lines.len() == 2;
+    dora.until(&["ls"], "the reader's list", LIMIT, read)
+        .await
+        .unwrap();
+    let copy = stage.path("dora.txt");
+    dora.save(&["get", "b.txt", "-o", &copy]).await.unwrap();
+    assert_eq!(std::fs::read(&copy).unwrap(), b"Ben's");
+    let (code, kind, _) = failure(dora.save(&["put", &mine]).await);
+    assert_eq!((code, kind.as_str()), (13, "refused"));
+    let (code, kind, _) = failure(dora.save(&["group", "link"]).await);
+    assert_eq!((code, kind.as_str()), (13, "refused"));
+    let upper = ana
+        .save(&["group", "link", "--kind", "replica", "--qr"])
+        .await;
+    let upper = upper.unwrap()[0]["link"].as_str().unwrap().to_owned();
+    assert_eq!(upper, upper.to_uppercase());
+    let joined = join(replica, &upper).await.unwrap();
+    assert_eq!(
+        (&joined[0]["role"], &joined[0]["name"]),
+        (&"replica".into(), &Value::Null)
+    );
+    let picture = stage.path("link.png");
+    let lines = ben
+        .save(&["group", "link", "--png", &picture])
+        .await
+        .unwrap();
+    assert_eq!(lines[0]["type"], "link_picture");
+    assert!(std::fs::read(&picture).unwrap().starts_with(b"\x89PNG"));
+    let (code, _, _) = failure(ben.save(&["group", "link", "--png", &picture]).await);
+    assert_eq!(code, 5);
+
+    // Names.
+    let lines = ana.save(&["group", "rename", "Press pool"]).await.unwrap();
+    assert!(is_published(&lines), "{lines:?}");
+    ben.save(&["group", "rename", "--me", "Benedict"])
+        .await
+        .unwrap();
+    let renamed = |lines: &[Value]| lines[0]["name"] == "Press pool";
+    cleo.until(&["group", "list"], "the new name", LIMIT, renamed)
+        .await
+        .unwrap();
+    let renamed = |lines: &[Value]| lines.iter().any(|line| line["name"] == "Benedict");
+    cleo.until(&["members", "--refresh"], "Ben's new name", LIMIT, renamed)
+        .await
+        .unwrap();
+
+    // Cleo's phone is lost.
+    let (code, _, _) = failure(ben.save(&["group", "moved"]).await);
+    assert_eq!(code, 3);
+    let (code, _, _) = failure(ana.save(&["group", "move", "--without", "nobody"]).await);
+    assert_eq!(code, 3);
+    let lines = ana
+        .save(&["group", "move", "--without", "cleo"])
+        .await
+        .unwrap();
+    let new = lines[0]["id"].as_str().unwrap().to_owned();
+    assert_ne!(new, old);
+    assert_eq!(lines[0]["name"], "Press pool");
+    assert_eq!(
+        (&lines[1]["copied"], &lines[1]["missing"]),
+        (&1.into(), &0.into())
+    );
+    assert!(is_published(&lines), "{lines:?}");
+    let told = |lines: &[Value]| lines[0]["to"] == new.as_str();
+    ben.until(&["group", "moved"], "the notice", LIMIT, told)
+        .await
+        .unwrap();
+    let lines = ben.save(&["group", "moved", "--follow"]).await.unwrap();
+    assert_eq!(
+        (&lines[0]["member"], &lines[1]["id"]),
+        (&"ana".into(), &new.as_str().into())
+    );
+    let both = |lines: &[Value]| lines.len() == 2;
+    let listed = ["ls", "--group", &new];
+    ana.until(&listed, "Ben's file in the new group", LIMIT, both)
+        .await
+        .unwrap();
+    let (code, _, _) = failure(cleo.save(&["group", "moved"]).await);
+    assert_eq!(code, 3, "Cleo is not told where to");
+    // Once more changes nothing.
+    let lines = ben
+        .save(&["group", "copy", &new, "--group", &old])
+        .await
+        .unwrap();
+    assert_eq!(
+        (&lines[0]["copied"], &lines[0]["there"]),
+        (&0.into(), &1.into())
+    );
+
+    // The old one is left.
+    let (code, _, _) = failure(ben.save(&["group", "leave", "--group", &old]).await);
+    assert_eq!(code, 2, "only with --yes");
+    let lines = ben
+        .save(&["group", "leave", "--yes", "--group", &old])
+        .await
+        .unwrap();
+    assert_eq!(
+        (&lines[0]["type"], &lines[0]["told"]),
+        (&"left".into(), &true.into())
+    );
+    let gone = |lines: &[Value]| lines.iter().all(|line| line["name"] != "Benedict");
+    let members = ["members", "--refresh", "--group", &old];
+    ana.until(&members, "Ben being gone", LIMIT, gone)
+        .await
+        .unwrap();
+    let leave = ["group", "leave", "--yes", "--this-device", "--group", &old];
+    ana.save(&leave).await.unwrap();
+    for member in [ana, ben] {
+        let lines = member.save(&["group", "list"]).await.unwrap();
+        assert_eq!(lines.len(), 1);
+        assert_eq!(lines[0]["id"], new.as_str());
+        assert_eq!(paths(member).await, ["b.txt", "mine.txt"]);
+    }
+    stage.strike(devices).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn keys_are_protected_changed_and_taken_away() {
     let stage = Stage::set().await;
     let mut ana = stage.device("ana").await;

@@ -11,7 +11,7 @@ use dht_records::{Fetch, GroupAccess, GroupRecord, GroupSecret, Purpose, SlotVal
 use group::Role;
 use integration_tests::peers::{Device, LIMIT, noise, path};
 use repo::{Repo, RepoContext};
-use save_backend::{Error, ErrorKind, GroupId, LinkKind, RepoSync};
+use save_backend::{Error, ErrorKind, EventKind, GroupId, LinkKind, RepoSync};
 use tokio::time::{sleep, timeout};
 
 async fn devnet() -> Devnet {
@@ -408,6 +408,27 @@ async fn who_leaves_is_gone_and_keeps_nothing() {
     assert_eq!(groups[0].id, other);
     assert_eq!(ben.get(&other, "kept.bin").await, noise(400_000, 3));
     assert!(kept.size == 400_000);
+
+    // Whoever loses patience calls nothing off.
+    let of = other.clone();
+    let left = ben
+        .on(move |b| async move {
+            let mut events = b.events();
+            let forgetting = b.forget_group(&of);
+            assert!(timeout(Duration::ZERO, forgetting).await.is_err());
+            loop {
+                let event = events.next().await.unwrap();
+                if matches!(&event.kind, EventKind::GroupLeft { group } if *group == of) {
+                    break;
+                }
+            }
+            b.collect_garbage().await.unwrap();
+            b.stored_bytes().await.unwrap()
+        })
+        .await;
+    assert!(left < 10_000, "{left} bytes are left");
+    let ben = ben.restart().await;
+    assert!(ben.backend.groups().await.is_empty());
 
     // Without one: what is here goes at once, and the others are told later.
     cleo.host.cut_off().await.unwrap();
