@@ -13,8 +13,8 @@ const WEIGHT: f64 = 0.4;
 #[derive(Debug, Default)]
 pub(crate) struct Rate {
     per_second: Option<f64>,
-    /// The shortest time from a request to its first byte.
-    nearest: Option<Duration>,
+    /// The time from a request to its first byte, lately.
+    latency: Option<Duration>,
     since: Option<Now>,
     bytes: u64,
 }
@@ -44,7 +44,7 @@ impl Rate {
 
     /// The first byte of a request came after so long.
     pub(crate) fn answered_after(&mut self, time: Duration) {
-        self.nearest = Some(self.nearest.map_or(time, |nearest| nearest.min(time)));
+        self.latency = Some(self.latency.map_or(time, |old| (old * 3 + time) / 4));
     }
 
     /// Nothing is asked any more, so the time that comes now does not count.
@@ -58,8 +58,8 @@ impl Rate {
         self.per_second
     }
 
-    /// The shortest time from a request to its first byte.
+    /// The time from a request to its first byte, as it was lately: on a busy way, what waits in its queues is a good part of it.
     pub(crate) fn latency(&self) -> Duration {
-        self.nearest.unwrap_or(Duration::from_millis(100))
+        self.latency.unwrap_or(Duration::from_millis(100))
     }
 }

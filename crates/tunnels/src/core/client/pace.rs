@@ -16,7 +16,7 @@ const START: usize = 4;
 /// Calls that are always allowed: fewer keep no way busy, and one of them may be held.
 const LEAST: usize = 4;
 /// Queueing that the window may cause: little for whoever else uses the way, and enough to keep it busy.
-const QUEUE: Duration = Duration::from_millis(50);
+const QUEUE: Duration = Duration::from_millis(25);
 /// Round trips that are longer than the shortest by this, or by a quarter, were spent in a queue for the most part.
 const CROWDED: Duration = Duration::from_millis(200);
 /// More than what the way holds, so that a rise of its rate is noticed and variation of its delay is bridged.
@@ -46,6 +46,8 @@ pub(crate) struct Trip {
     delivered: u64,
     delivered_at: Now,
     sent_at: Now,
+    /// When the latest of the calls was made that had been answered.
+    answered_sent_at: Now,
     /// More could have been in flight.
     limited: bool,
     /// Bytes that the call and its reply may have, each.
@@ -81,6 +83,8 @@ pub(crate) struct Pace {
     polls: usize,
     delivered: u64,
     delivered_at: Now,
+    /// When the latest of the calls was made that were answered.
+    answered_sent_at: Now,
     /// Samples of calls that were made before this much was delivered say less than what was possible.
     limited_until: u64,
     round: u64,
@@ -125,6 +129,7 @@ impl Pace {
             polls: 1,
             delivered: 0,
             delivered_at: Now::ZERO,
+            answered_sent_at: Now::ZERO,
             limited_until: 0,
             round: 0,
             round_ends: 0,
@@ -145,6 +150,7 @@ impl Pace {
         *self = Pace {
             delivered: self.delivered,
             delivered_at: self.delivered_at,
+            answered_sent_at: self.answered_sent_at,
             round_ends: self.delivered,
             calls: self.calls,
             bytes: self.bytes,
@@ -181,12 +187,13 @@ impl Pace {
     /// A call is made, of the size that is returned within. `bulk`: it carries much, or is expected to bring much.
     pub fn sent(&mut self, bulk: bool, now: Now) -> Trip {
         if self.calls == 0 {
-            self.delivered_at = now;
+            (self.delivered_at, self.answered_sent_at) = (now, now);
         }
         let trip = Trip {
             delivered: self.delivered,
             delivered_at: self.delivered_at,
             sent_at: now,
+            answered_sent_at: self.answered_sent_at,
             limited: self.delivered < self.limited_until,
             size: if bulk {
                 self.sizes.next()
@@ -222,6 +229,7 @@ impl Pace {
     pub fn answered(&mut self, trip: Trip, answer: Answer, now: Now) {
         self.delivered += answer.bytes as u64;
         self.delivered_at = now;
+        self.answered_sent_at = self.answered_sent_at.max(trip.sent_at);
         self.round_answered += 1;
         self.loss -= self.loss * SMOOTH;
         self.sizes.arrived(answer.largest.min(trip.size));
@@ -237,8 +245,10 @@ impl Pace {
         } else {
             self.slow = 0;
         }
+        // Replies that were held up come all at once, and no faster in the long run than the calls were made.
         let passed = now
             .saturating_sub(trip.delivered_at)
+            .max(trip.sent_at.saturating_sub(trip.answered_sent_at))
             .max(Duration::from_micros(100));
         let rate = (self.delivered - trip.delivered) as f64 / passed.as_secs_f64();
         let limited = trip.limited || answer.held || self.drain.is_some();
