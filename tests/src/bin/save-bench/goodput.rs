@@ -75,6 +75,8 @@ pub(crate) async fn fetch(arguments: &Arguments) -> Result<()> {
             .exchange(&pair.holder, &pair.keys, &format!("file {round}"), bytes)
             .await?;
         figure.push(fetched.rate(), raw);
+        let mib = bytes as f64 / MIB as f64;
+        figure.push_more("calls_per_mib", fetched.counts.calls as f64 / mib);
     }
     figure.print(
         arguments.json,
