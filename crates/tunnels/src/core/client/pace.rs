@@ -15,8 +15,10 @@ use super::size::Sizes;
 const START: usize = 4;
 /// Calls that are always allowed: fewer keep no way busy, and one of them may be held.
 const LEAST: usize = 4;
-/// Queueing that the window may cause: little for whoever else uses the way, and enough to keep it busy.
+/// Queueing that the window may cause: little for whoever else uses the way, and enough to keep it busy. On a long way more, as a part of
+/// the shortest round trip.
 const QUEUE: Duration = Duration::from_millis(25);
+const QUEUE_PART: u32 = 8;
 /// Round trips that are longer than the shortest by this, or by a quarter, were spent in a queue for the most part.
 const CROWDED: Duration = Duration::from_millis(200);
 /// More than what the way holds, so that a rise of its rate is noticed and variation of its delay is bridged.
@@ -361,11 +363,11 @@ impl Pace {
         // What is lost was in flight as well.
         let sent = self.rate() / (1.0 - self.loss.min(0.75));
         let queue = if self.cautious() {
-            0.0
+            Duration::ZERO
         } else {
-            QUEUE.as_secs_f64()
+            QUEUE.max(base / QUEUE_PART)
         };
-        sent * (base.as_secs_f64() * gain + queue)
+        sent * (base.as_secs_f64() * gain + queue.as_secs_f64())
     }
 
     /// What the other side has to say: `wanted` calls could fetch it. `useful`: the reply carried something.
