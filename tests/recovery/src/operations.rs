@@ -246,6 +246,13 @@ impl Operation for JoinGroup {
         let joined = device.backend.join_group(&link, "Ben");
         let group = limited("joining", joined).await.unwrap();
         device.flush(&group.id).await;
+        // What the other has is listed by and by, and belongs to what is compared.
+        let listed = async {
+            while device.backend.list(&group.id, true).await.unwrap().len() < OF_THE_OTHER.len() {
+                sleep(Duration::from_millis(300)).await;
+            }
+        };
+        limited("listing", listed).await;
     }
 
     async fn state(&self, device: &Device) -> State {

@@ -15,7 +15,7 @@ use tokio::{
 
 /// Each device finds its network twice, so there is time for some writes only.
 const EFFORT: Effort = Effort {
-    most: 8,
+    most: 20,
     in_turns: true,
     workers: 4,
 };
