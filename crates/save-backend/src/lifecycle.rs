@@ -67,7 +67,7 @@ impl Backend {
     /// [`Error::GroupNotFound`]; those of the local disk: then this device is in the group as before, or is about to leave. What is left
     /// to do then is tried again, also at the next start.
     pub async fn leave_group(&self, id: &GroupId, limit: Duration) -> Result<bool> {
-        let told = self.begin_end(id, Ending::Leave).await?;
+        let told = self.end_in_background(id, Ending::Leave).await?;
         Ok(matches!(timeout(limit, told).await, Ok(Ok(()))))
     }
 
@@ -78,7 +78,7 @@ impl Backend {
     /// # Errors
     /// As [`leave_group`](Self::leave_group).
     pub async fn forget_group(&self, id: &GroupId) -> Result<()> {
-        let _done = self.begin_end(id, Ending::Forget).await?;
+        let _done = self.end_in_background(id, Ending::Forget).await?;
         Ok(())
     }
 
@@ -230,7 +230,11 @@ impl Backend {
 
     /// Ends a group, in a task of its own, so that nothing is left half done when the caller loses patience. Returns when all is gone
     /// that needs no network to go; what it gives is ready when the rest is.
-    async fn begin_end(&self, id: &GroupId, ending: Ending) -> Result<oneshot::Receiver<()>> {
+    async fn end_in_background(
+        &self,
+        id: &GroupId,
+        ending: Ending,
+    ) -> Result<oneshot::Receiver<()>> {
         let (here, gone_here) = oneshot::channel();
         let (backend, id) = (self.clone(), id.clone());
         let done = self.spawn_ending(async move {
