@@ -465,18 +465,21 @@ async fn keep_alive(group: &Group) {
 
 /// Looks after each of the group's records once. Gives how many subkeys the network had lost.
 pub(crate) async fn republish(group: &Group) -> Result<usize> {
-    let mut lost = group.inner.record.republish().await?;
+    let (mut lost, mut failed) = (0, None);
+    // The others are looked after, whatever becomes of one.
+    let mut looked_after = |outcome: dht_records::Result<usize>| match outcome {
+        Ok(more) => lost += more,
+        Err(error) => failed = Some(error),
+    };
+    looked_after(group.inner.record.republish().await);
     let mut repos = group.other_repos().await?;
     repos.extend(group.own_repo().cloned());
     repos.push(group.inner.guests.clone());
-    let mut failed = None;
     for repo in repos {
         match repo.record().republish().await {
-            Ok(more) => lost += more,
             // Nobody ever published there.
             Err(dht_records::Error::RecordNotFound) => {}
-            // The others are looked after all the same.
-            Err(error) => failed = Some(error),
+            outcome => looked_after(outcome),
         }
     }
     failed.map_or(Ok(lost), |error| Err(error.into()))

@@ -44,8 +44,9 @@ impl Backend {
     /// As [`rename_group`](Self::rename_group).
     pub async fn rename_me(&self, id: &GroupId, me: &str) -> Result<()> {
         check_name("member's name", me, dht_records::MAX_NAME)?;
-        let group = self.group(id)?;
         let _one_at_a_time = self.inner.joining.lock().await;
+        // Not before: what ended meanwhile must not be remembered again.
+        let group = self.group(id)?;
         let state = self.inner.state.read().await;
         let state = state.as_ref().ok_or(Error::Stopped)?;
         let mut remembered = state.remembered(id.public_key()).await?;
@@ -92,8 +93,8 @@ impl Backend {
     /// [`Error::GroupNotFound`]; within [`Error::Group`] [`group::Error::ReadOnly`], [`group::Error::NoSuchMember`] and
     /// [`group::Error::TooManyStaying`]: then nothing was made.
     pub async fn move_group(&self, id: &GroupId, stay: &[PublicKey]) -> Result<GroupInfo> {
-        let old = self.group(id)?;
         let _one_at_a_time = self.inner.joining.lock().await;
+        let old = self.group(id)?;
         let own = self.remembered(id).await?.secrets.own;
         let me = own.ok_or(group::Error::ReadOnly)?.me;
         old.check_staying(stay)?;
@@ -185,6 +186,16 @@ impl Backend {
         state.remembered(id.public_key()).await
     }
 
+    /// Whether this device is in a group, also where it cannot be opened.
+    async fn is_remembered(&self, id: &GroupId) -> Result<bool> {
+        match self.remembered(id).await {
+            Ok(remembered) => Ok(remembered.ending.is_none()),
+            Err(Error::GroupNotFound) => Ok(false),
+            Err(Error::StateDamaged { .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The groups that move and whose members are not told yet, each with the one that it moves to.
     async fn moves(&self) -> Result<Vec<(GroupId, GroupId)>> {
         let ids: Vec<GroupId> = self.groups_map().keys().cloned().collect();
@@ -210,14 +221,16 @@ impl Backend {
     pub(crate) async fn go_on_moving(&self) {
         let went_on = async {
             for (of, to) in self.moves().await? {
-                if let (Ok(group), Some(announcing)) =
-                    (self.group(&of), self.remembered(&to).await?.announcing)
-                {
+                let announcing = self.remembered(&to).await?.announcing;
+                if let (Ok(group), Some(announcing)) = (self.group(&of), announcing) {
                     // Who left since then need not be told.
                     let is_member =
                         |key: &PublicKey| group.check_staying(std::slice::from_ref(key)).is_ok();
                     let stay: Vec<_> = announcing.stay.into_iter().filter(is_member).collect();
                     self.announce_move(&of, &to, &stay).await?;
+                } else if self.is_remembered(&of).await? {
+                    // It cannot be opened now, and perhaps at the next start.
+                    continue;
                 }
                 self.announced(&to).await?;
             }
@@ -258,8 +271,9 @@ impl Backend {
 
     /// Remembers that a group ends, and takes it out of those that this device is in.
     async fn begin_ending(&self, id: &GroupId, ending: Ending) -> Result<Group> {
-        let group = self.group(id)?;
         let _one_at_a_time = self.inner.joining.lock().await;
+        // Not before: what ended meanwhile must not be remembered again.
+        let group = self.group(id)?;
         {
             let state = self.inner.state.read().await;
             let state = state.as_ref().ok_or(Error::Stopped)?;
