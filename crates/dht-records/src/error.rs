@@ -91,7 +91,7 @@ pub enum Error {
         /// How long.
         after: Duration,
     },
-    /// A value was sent, but reading it back did not give it, and no newer one either. It stays queued; try again.
+    /// A value was sent, but the network does not give it, and no newer one either. It stays queued; try again.
     #[error("value could not be read back from the network")]
     NotConfirmed,
     /// A row of the local cache cannot be read: the table is damaged, or written by a newer program. Reading from the

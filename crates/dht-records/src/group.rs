@@ -237,7 +237,7 @@ impl GroupRecord {
     /// Sees to it that the network still has what is known here; see [`RepoRecord::republish`](crate::RepoRecord::republish).
     ///
     /// # Errors
-    /// Those of the network.
+    /// The same.
     pub async fn republish(&self) -> Result<usize> {
         self.record.republish().await
     }

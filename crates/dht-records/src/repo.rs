@@ -278,7 +278,8 @@ impl RepoRecord {
     /// Watches of the record are registered anew.
     ///
     /// # Errors
-    /// Those of the network.
+    /// [`Error::NotConfirmed`](crate::Error::NotConfirmed) if what others wrote is not back within 30 s, as when Veilid looked after
+    /// it less than five minutes ago; those of the network.
     pub async fn republish(&self) -> Result<usize> {
         self.record.republish().await
     }

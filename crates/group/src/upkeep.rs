@@ -9,7 +9,7 @@ use std::{
 use dht_records::{Fetch, SLOTS, SlotIndex, SlotRoot, SlotValue};
 use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, timeout};
-use veilid_core::PublicKey;
+use veilid_core::{PublicKey, VeilidStateAttachmentCondition};
 
 use crate::{
     Error, Group, GroupEvent, Result, engine,
@@ -114,6 +114,19 @@ async fn online(group: &Group) -> Result<()> {
         .wait_for_attachment_condition(None, None)
         .await?;
     Ok(())
+}
+
+/// Waits until the node has no network.
+async fn offline(group: &Group) {
+    let condition = VeilidStateAttachmentCondition {
+        opt_public_internet_ready: Some(false),
+        ..VeilidStateAttachmentCondition::default()
+    };
+    let api = group.inner.ctx.records.api();
+    // An error says that the node shuts down.
+    let _attachment = api
+        .wait_for_attachment_condition(Some(condition), None)
+        .await;
 }
 
 /// Publishes what changes, again and again until it is published.
@@ -443,23 +456,25 @@ async fn until(time: Option<Instant>) {
 
 /// Sees to it that the network keeps the group's records, whoever wrote them: storage nodes forget what nobody asks for.
 async fn keep_alive(group: &Group) {
-    // After what comes with a start, and not all devices of a group at once.
-    let mut wait = REPUBLISH.mul_f64(0.02 + 0.08 * share());
     loop {
-        tokio::time::sleep(wait).await;
+        // After what comes with a start, and not all devices of a group at once.
+        let mut wait = REPUBLISH.mul_f64(0.02 + 0.08 * share());
+        // Until the network is gone: nobody knows how long it will be, and what storage nodes forget meanwhile.
+        while timeout(wait, offline(group)).await.is_err() {
+            wait = match republish(group).await {
+                Ok(lost) => {
+                    tracing::debug!(lost, "the group's records were looked after");
+                    REPUBLISH.mul_f64(0.8 + 0.4 * share())
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "not all of the group's records could be looked after");
+                    REPUBLISH.mul_f64(0.1)
+                }
+            };
+        }
         if online(group).await.is_err() {
             return;
         }
-        wait = match republish(group).await {
-            Ok(lost) => {
-                tracing::debug!(lost, "the group's records were looked after");
-                REPUBLISH.mul_f64(0.8 + 0.4 * share())
-            }
-            Err(error) => {
-                tracing::debug!(%error, "not all of the group's records could be looked after");
-                REPUBLISH.mul_f64(0.1)
-            }
-        };
     }
 }
 

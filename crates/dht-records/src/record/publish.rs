@@ -17,6 +17,9 @@ use crate::stats::Operation;
 const ROUNDS: usize = 8;
 /// The shortest time over which writers who met spread before they send again.
 const SPREAD: Duration = Duration::from_millis(100);
+/// How long Veilid may take to bring back what others wrote and the network lost, and how often we look meanwhile.
+const RETURN: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_secs(2);
 
 /// What `publish` did, by subkey in ascending order. Empty if there was nothing to do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -211,14 +214,11 @@ impl Record {
 
     /// Sees to it that the network still has what is known here. Gives how many subkeys it had lost.
     pub(crate) async fn republish(&self) -> Result<usize> {
-        // Opening anew makes Veilid look after all copies, but not those of a record that it made itself in this session.
+        // Opening anew makes Veilid look after all copies, but not those of a record that it made itself in this session, and not
+        // when it did so a while ago.
         self.core.reopen().await?;
-        let on_network = match self.core.inspect().await {
-            Ok(report) => network_seqs(&report).collect(),
-            Err(Error::RecordNotFound) => BTreeMap::new(),
-            Err(error) => return Err(error),
-        };
-        let mut round = Round::default();
+        let on_network = self.on_network().await?;
+        let (mut round, mut theirs) = (Round::default(), BTreeMap::new());
         let mut lost = 0;
         for subkey in self.known().await? {
             let Some(row) = self.row(subkey, true).await?.filter(Cached::has_value) else {
@@ -229,6 +229,8 @@ impl Record {
                 // What others wrote is theirs to send, and Veilid's to keep: two who send it at once would only meet.
                 if row.own && self.writable() {
                     round.todo.insert(subkey, row.seq);
+                } else {
+                    theirs.insert(subkey, row.seq);
                 }
             }
         }
@@ -238,7 +240,27 @@ impl Record {
             // What does not get through now stays queued for `publish`.
             let _outcomes = self.push(round, Vec::new()).await?;
         }
+        self.return_of(&theirs).await?;
         Ok(lost)
+    }
+
+    /// Waits until the network has these subkeys again, which Veilid sends in the background and tells nobody of.
+    async fn return_of(&self, subkeys: &BTreeMap<u32, Option<u32>>) -> Result<()> {
+        let begin = Instant::now();
+        while !subkeys.is_empty() {
+            tokio::time::sleep(LOOK).await;
+            let on_network = self.on_network().await?;
+            if subkeys
+                .iter()
+                .all(|(subkey, seq)| on_network.get(subkey).copied() >= *seq)
+            {
+                break;
+            }
+            if begin.elapsed() > RETURN {
+                return Err(Error::NotConfirmed);
+            }
+        }
+        Ok(())
     }
 
     /// What the network lost has to be sent again.
@@ -510,9 +532,13 @@ impl Record {
     }
 
     /// The sequence numbers that nodes other than this one hold. A forced read alone would not do: where nobody
-    /// answers it, Veilid gives the local copy.
+    /// answers it, Veilid gives the local copy. None if they do not have the record.
     async fn on_network(&self) -> Result<BTreeMap<u32, u32>> {
-        Ok(network_seqs(&self.core.inspect().await?).collect())
+        match self.core.inspect().await {
+            Ok(report) => Ok(network_seqs(&report).collect()),
+            Err(Error::RecordNotFound) => Ok(BTreeMap::new()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn read_back(&self, subkey: u32, sent: &Sent, on_network: Option<u32>) -> Result<Step> {
