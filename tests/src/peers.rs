@@ -29,8 +29,8 @@ use iroh_blobs::{
 };
 use repo::{Repo, RepoContext, SystemClock};
 use save_backend::{
-    Backend, Entry, EntryPath, ErrorKind, GroupId, Link, LinkKind, Member, NewFile, Progress,
-    PublicKey,
+    Backend, BackendBuilder, Entry, EntryPath, ErrorKind, GroupId, Link, LinkKind, ListedFile,
+    Member, NewFile, Progress, PublicKey,
 };
 use store_adapter::{StoreOptions, VeilidStore};
 use tokio::{
@@ -84,6 +84,21 @@ impl Device {
             .on(|b| async move { b.wait_online(LIMIT).await.unwrap() })
             .await;
         device
+    }
+
+    /// Starts one that stays off the network.
+    pub async fn start_offline(devnet: &Devnet, name: &'static str) -> Self {
+        let host = devnet.host(name).await.unwrap();
+        let directory = host.directory().join("device");
+        let backend = start_with(&host, directory.clone(), |builder| builder.offline(true))
+            .await
+            .unwrap();
+        Self {
+            name,
+            host,
+            directory,
+            backend,
+        }
     }
 
     /// Runs something on the device, inside its network namespace.
@@ -200,18 +215,20 @@ impl Device {
         self.on(move |b| async move {
             loop {
                 let files = b.list(&id, true).await.unwrap();
-                let mut paths: Vec<String> = files
-                    .iter()
-                    .map(|file| file.entry.path.as_str().to_owned())
-                    .collect();
-                paths.sort();
-                if done(&paths) {
+                if done(&sorted_paths(&files)) {
                     return;
                 }
                 sleep(Duration::from_millis(200)).await;
             }
         })
         .await;
+    }
+
+    /// The paths of all files, in order, as this device knows them.
+    pub async fn listed(&self, id: &GroupId) -> Vec<String> {
+        let id = id.clone();
+        self.on(move |b| async move { sorted_paths(&b.list(&id, false).await.unwrap()) })
+            .await
     }
 
     /// Waits until the device knows so many members.
@@ -227,6 +244,26 @@ impl Device {
             }
         })
         .await
+    }
+
+    /// Waits until the names of the members are these, without asking: what is told has to arrive by itself. Gives how long it took.
+    pub async fn told(&self, id: &GroupId, names: &[&str]) -> Duration {
+        let begin = tokio::time::Instant::now();
+        let (id, expected) = (id.clone(), names.iter().map(|n| (*n).to_owned()).collect());
+        self.on(move |b| async move {
+            let expected: Vec<String> = expected;
+            loop {
+                let members = b.members(&id, false).await.unwrap();
+                let mut names: Vec<String> = members.into_iter().filter_map(|m| m.name).collect();
+                names.sort();
+                if names == expected {
+                    return;
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await;
+        begin.elapsed()
     }
 
     pub async fn get(&self, id: &GroupId, path: &str) -> Vec<u8> {
@@ -314,23 +351,32 @@ impl Stopped {
     }
 }
 
+fn sorted_paths(files: &[ListedFile]) -> Vec<String> {
+    let paths = files.iter().map(|file| file.entry.path.as_str().to_owned());
+    let mut paths: Vec<_> = paths.collect();
+    paths.sort();
+    paths
+}
+
 async fn start(host: &Host, directory: PathBuf) -> Backend {
     try_start(host, directory).await.unwrap()
 }
 
 pub async fn try_start(host: &Host, directory: PathBuf) -> save_backend::Result<Backend> {
+    start_with(host, directory, |builder| builder).await
+}
+
+async fn start_with(
+    host: &Host,
+    directory: PathBuf,
+    options: impl FnOnce(BackendBuilder) -> BackendBuilder,
+) -> save_backend::Result<Backend> {
     // Links are slowed down and cut here, and nobody else's routes should feel it.
     let settings = host.network_settings().serving_nobody();
     let settings = serde_json::to_value(settings).unwrap();
     let network = serde_json::from_value(settings).unwrap();
-    host.run(async move {
-        Backend::builder()
-            .directory(directory)
-            .network(network)
-            .start()
-            .await
-    })
-    .await
+    let builder = Backend::builder().directory(directory).network(network);
+    host.run(options(builder).start()).await
 }
 
 /// A bare node with a group's keys.

@@ -221,6 +221,7 @@ async fn one_directory_serves_several_commands() {
     assert_eq!(paths(&ana).await, ["notes.txt"]);
     let status = ana.save(&["status", "--offline"]).await.unwrap();
     assert_eq!(status[0]["daemon"], Value::Null);
+    assert_eq!(status[0]["backend"]["attachment"], "detached");
     // Commands without a `save run` wait for each other.
     let some = (0..3).map(|_| ana.save(&["ls", "--offline"]));
     for listed in futures::future::join_all(some).await {

@@ -13,7 +13,7 @@ use devnet::Devnet;
 use dht_records::{Fetch, GroupRecord, MemoryCache, Purpose, Records, RepoRecord, SlotValue};
 use integration_tests::peers::{self, Device, LIMIT, noise};
 use iroh_blobs::Hash;
-use save_backend::{EntryPath, EventKind, ProgressState, PublicKey};
+use save_backend::{Backend, EntryPath, Error, EventKind, ProgressState, PublicKey};
 use tokio::time::{sleep, timeout};
 
 async fn devnet() -> Devnet {
@@ -310,6 +310,88 @@ async fn writing_works_offline_and_is_published_after_a_restart() {
     assert_eq!(ben.get(&id, "offline.txt").await, b"written in the field");
     ana.stop().await;
     ben.stop().await;
+    devnet.stop().await.unwrap();
+}
+
+/// Datagrams that were sent and connections that were begun inside a host's network.
+async fn sent(device: &Device) -> Vec<String> {
+    let counters = device.host.run(async {
+        ["snmp", "snmp6"].map(|file| {
+            let path = format!("/proc/thread-self/net/{file}");
+            std::fs::read_to_string(path).unwrap()
+        })
+    });
+    let [v4, v6] = counters.await;
+    let mut sent = Vec::new();
+    for (protocol, counter) in [("Udp:", "OutDatagrams"), ("Tcp:", "ActiveOpens")] {
+        let mut lines = v4.lines().filter(|line| line.starts_with(protocol));
+        let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+        let mut both = names.split(' ').zip(values.split(' '));
+        sent.push(
+            both.find(|(name, _)| *name == counter)
+                .unwrap()
+                .1
+                .to_owned(),
+        );
+    }
+    let line = v6.lines().find(|line| line.starts_with("Udp6OutDatagrams"));
+    sent.push(line.unwrap().split_whitespace().last().unwrap().to_owned());
+    sent
+}
+
+/// Whoever does not want to be seen uses their archive and sends nothing. On the network again, everything is made up for.
+#[tokio::test]
+async fn a_device_that_stays_offline_sends_nothing() {
+    let devnet = devnet().await;
+    let ana = Device::start_offline(&devnet, "ana").await;
+    let id = ana
+        .on(|b| async move { b.create_group("Archive", "ana").await.unwrap().id })
+        .await;
+    ana.put_unpublished(&id, "first.txt", b"one".to_vec()).await;
+    assert_eq!(ana.listed(&id).await, ["first.txt"]);
+    assert_eq!(ana.get(&id, "first.txt").await, b"one");
+    let of = id.clone();
+    ana.on(move |b| async move {
+        // Long enough for everything that wants to be published to have had its turn.
+        let flushed = b.flush(&of, Duration::from_secs(3)).await;
+        assert!(flushed.is_err());
+        assert!(!b.status().online);
+    })
+    .await;
+    assert_eq!(sent(&ana).await, ["0", "0", "0"]);
+
+    let online = |b: Backend| async move {
+        b.go_online().await.unwrap();
+        b.wait_online(LIMIT).await.unwrap();
+    };
+    ana.on(online).await;
+    ana.flush(&id).await;
+    let ben = Device::start(&devnet, "ben").await;
+    ben.join(&ana, &id).await;
+    ben.list_until(&id, |paths| paths == ["first.txt"]).await;
+    ana.on(|b| async move {
+        b.go_offline().await.unwrap();
+        while b.status().online {
+            sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    ana.put_unpublished(&id, "second.txt", b"two".to_vec())
+        .await;
+    ana.on(online).await;
+    ana.flush(&id).await;
+    ben.list_until(&id, |paths| paths == ["first.txt", "second.txt"])
+        .await;
+    assert_eq!(ben.get(&id, "second.txt").await, b"two");
+    assert_ne!(sent(&ana).await, ["0", "0", "0"]);
+    ana.stop().await;
+    let gone = ben
+        .on(|b| async move {
+            b.stop().await.unwrap();
+            b.go_online().await
+        })
+        .await;
+    assert!(matches!(gone, Err(Error::Stopped)));
     devnet.stop().await.unwrap();
 }
 

@@ -40,27 +40,6 @@ async fn sync_until_complete(device: &Device, id: &GroupId) {
     .unwrap();
 }
 
-/// Waits until the names of the members are these, without asking: what is told has to arrive by itself.
-async fn told(device: &Device, id: &GroupId, names: &[&str]) -> Duration {
-    let begin = tokio::time::Instant::now();
-    let (of, expected) = (id.clone(), names.iter().map(|n| (*n).to_owned()).collect());
-    device
-        .on(move |b| async move {
-            let expected: Vec<String> = expected;
-            loop {
-                let members = b.members(&of, false).await.unwrap();
-                let mut names: Vec<String> = members.into_iter().filter_map(|m| m.name).collect();
-                names.sort();
-                if names == expected {
-                    return;
-                }
-                sleep(Duration::from_millis(100)).await;
-            }
-        })
-        .await;
-    begin.elapsed()
-}
-
 fn contains(directory: &Path, needle: &[u8]) -> bool {
     std::fs::read_dir(directory).unwrap().any(|entry| {
         let path = entry.unwrap().path();
@@ -289,7 +268,7 @@ async fn names_change_and_overwritten_slots_come_back() {
     let ben = Device::start(&devnet, "ben").await;
     let id = ana.create().await;
     ben.join(&ana, &id).await;
-    told(&ana, &id, &["ana", "ben"]).await;
+    ana.told(&id, &["ana", "ben"]).await;
     let of = id.clone();
     ben.on(move |b| async move {
         b.rename_me(&of, "Benedict").await.unwrap();
@@ -299,7 +278,7 @@ async fn names_change_and_overwritten_slots_come_back() {
     })
     .await;
     ben.flush(&id).await;
-    let took = told(&ana, &id, &["Benedict", "ana"]).await;
+    let took = ana.told(&id, &["Benedict", "ana"]).await;
     eprintln!("a new name arrived after {took:?}");
     let of = id.clone();
     ana.on(move |b| async move {
@@ -390,7 +369,7 @@ async fn who_leaves_is_gone_and_keeps_nothing() {
         .on(move |b| async move { b.leave_group(&of, LIMIT).await.unwrap() })
         .await;
     assert!(told_others);
-    told(&ana, &id, &["ana", "cleo"]).await;
+    ana.told(&id, &["ana", "cleo"]).await;
     ana.list_until(&id, |paths| paths == ["of-cleo.bin"]).await;
     let of = id.clone();
     ben.on(move |b| async move {
@@ -445,7 +424,7 @@ async fn who_leaves_is_gone_and_keeps_nothing() {
     let cleo = cleo.restart().await;
     assert!(cleo.backend.groups().await.is_empty());
     cleo.host.rejoin().await.unwrap();
-    told(&ana, &id, &["ana"]).await;
+    ana.told(&id, &["ana"]).await;
 
     // Coming back is joining anew.
     cleo.on(|b| async move { b.wait_online(LIMIT).await.unwrap() })
@@ -468,7 +447,7 @@ async fn who_leaves_is_gone_and_keeps_nothing() {
         }
     })
     .await;
-    told(&ana, &id, &["ana", "cleo again"]).await;
+    ana.told(&id, &["ana", "cleo again"]).await;
     for device in [ana, ben, cleo] {
         device.stop().await;
     }
@@ -491,7 +470,7 @@ async fn a_group_moves_to_new_keys_without_a_lost_device() {
     ben.put(&old, "of-ben.txt", b"of ben".to_vec()).await;
     for device in [&ana, &ben, &lost] {
         device.list_until(&old, |paths| paths.len() == 2).await;
-        told(device, &old, &["ana", "ben", "lost"]).await;
+        device.told(&old, &["ana", "ben", "lost"]).await;
     }
     let (of, stay) = (old.clone(), vec![ben.repo(&old)]);
     let new = ana
@@ -532,7 +511,7 @@ async fn a_group_moves_to_new_keys_without_a_lost_device() {
         device
             .list_until(&new, |paths| paths == ["film.bin", "of-ben.txt"])
             .await;
-        told(device, &new, &["ana", "ben"]).await;
+        device.told(&new, &["ana", "ben"]).await;
     }
     assert!(ben.get(&new, "film.bin").await == film);
 

@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use veilid_core::VeilidAPI;
+use veilid_core::{AttachmentState, VeilidAPI};
 
 use crate::{
     BackendBuilder, Error, EventKind, EventStream, GroupId, KeyStorage, Result, events::Events,
@@ -35,10 +35,19 @@ const FIRST_REATTACH: Duration = Duration::from_secs(20);
 const LONGEST_REATTACH: Duration = Duration::from_secs(80);
 
 /// How the node is attached to its network.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Attachment {
     pub(crate) state: String,
     pub(crate) online: bool,
+}
+
+impl Default for Attachment {
+    fn default() -> Self {
+        Self {
+            state: AttachmentState::Detached.to_string(),
+            online: false,
+        }
+    }
 }
 
 /// How the device is doing.
@@ -84,6 +93,8 @@ pub(crate) struct Inner {
     /// Groups are made and joined one at a time, so that a link used twice at once makes one member.
     pub(crate) joining: tokio::sync::Mutex<()>,
     attachment: watch::Receiver<Attachment>,
+    /// Whether the node is to be on the network. Held while that changes, and while it is attached anew.
+    wanted_online: tokio::sync::Mutex<bool>,
     pub(crate) events: Arc<Events>,
     pub(crate) cancel: CancellationToken,
     pub(crate) tasks: TaskTracker,
@@ -106,7 +117,7 @@ impl Backend {
         api: VeilidAPI,
         context: GroupContext,
         state: State,
-        attachment: watch::Receiver<Attachment>,
+        (online, attachment): (bool, watch::Receiver<Attachment>),
         events: Arc<Events>,
         (directory, lock): (PathBuf, File),
     ) -> Self {
@@ -121,6 +132,7 @@ impl Backend {
                 broken: Mutex::default(),
                 joining: tokio::sync::Mutex::default(),
                 attachment,
+                wanted_online: tokio::sync::Mutex::new(online),
                 events,
                 cancel: CancellationToken::new(),
                 tasks: TaskTracker::new(),
@@ -138,12 +150,11 @@ impl Backend {
     }
 
     fn keep_attached(&self) {
-        let cancel = self.inner.cancel.clone();
-        let work = keep_attached(self.inner.api.clone(), self.inner.attachment.clone());
+        let inner = self.inner.clone();
         self.inner.tasks.spawn(async move {
             tokio::select! {
-                () = cancel.cancelled() => {}
-                () = work => {}
+                () = inner.cancel.cancelled() => {}
+                () = keep_attached(&inner) => {}
             }
         });
     }
@@ -243,6 +254,42 @@ impl Backend {
         timeout(limit, wait)
             .await
             .map_err(|_| Error::Offline { waited: limit })?
+    }
+
+    /// Goes on the network, and does not wait for it. What was changed meanwhile is published then.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn go_online(&self) -> Result<()> {
+        self.set_online(true).await
+    }
+
+    /// Leaves the network, and stays away until [`go_online`](Self::go_online) or the next start. What is on this device can be used
+    /// all the same. Others are not told; they find out when this device does not answer.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn go_offline(&self) -> Result<()> {
+        self.set_online(false).await
+    }
+
+    async fn set_online(&self, online: bool) -> Result<()> {
+        let mut wanted = self.inner.wanted_online.lock().await;
+        if self.inner.cancel.is_cancelled() {
+            return Err(Error::Stopped);
+        }
+        if *wanted != online {
+            *wanted = online;
+            let done = match online {
+                true => self.inner.api.attach().await,
+                false => self.inner.api.detach().await,
+            };
+            if let Err(error) = done {
+                // It is so already, since Veilid was to be attached anew and did not.
+                tracing::debug!(%error, online, "the node stays as it is");
+            }
+        }
+        Ok(())
     }
 
     /// What happens from now on.
@@ -360,7 +407,8 @@ impl Backend {
 }
 
 /// Attaches the node anew when it has been away from the network for long.
-async fn keep_attached(api: VeilidAPI, mut attachment: watch::Receiver<Attachment>) {
+async fn keep_attached(inner: &Inner) {
+    let (api, mut attachment) = (&inner.api, inner.attachment.clone());
     loop {
         // The first attaching is Veilid's own affair, however long it takes.
         if attachment.wait_for(|now| now.online).await.is_err()
@@ -374,6 +422,11 @@ async fn keep_attached(api: VeilidAPI, mut attachment: watch::Receiver<Attachmen
                 Ok(Ok(_)) => break,
                 Ok(Err(_)) => return,
                 Err(_) => {}
+            }
+            let wanted = inner.wanted_online.lock().await;
+            if !*wanted {
+                patience = FIRST_REATTACH;
+                continue;
             }
             tracing::info!("away from the network for long: attaching anew");
             // Neither can harm: a node that is being detached or attached already says so.

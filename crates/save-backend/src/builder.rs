@@ -35,6 +35,7 @@ pub struct BackendBuilder {
     key_storage: KeyStorage,
     clock: Arc<dyn Clock>,
     limits: Limits,
+    offline: bool,
 }
 
 impl Default for BackendBuilder {
@@ -45,6 +46,7 @@ impl Default for BackendBuilder {
             key_storage: KeyStorage::default(),
             clock: Arc::new(SystemClock),
             limits: Limits::default(),
+            offline: false,
         }
     }
 }
@@ -111,8 +113,14 @@ impl BackendBuilder {
         self
     }
 
+    /// Whether to stay off the network until [`Backend::go_online`]: nobody can see then that this device is in use. Default: no.
+    pub fn offline(mut self, offline: bool) -> Self {
+        self.offline = offline;
+        self
+    }
+
     /// Starts the device: opens what it remembers, finishes what a crash left, and begins to attach to the network without
-    /// waiting for it.
+    /// waiting for it, unless it is to stay [`offline`](Self::offline).
     ///
     /// # Errors
     /// [`Error::DirectoryInUse`], [`Error::Directory`], [`Error::StateDamaged`], [`Error::Setting`]; of the keys
@@ -203,7 +211,9 @@ impl BackendBuilder {
                 }
             }
         }
-        api.attach().await?;
+        if !self.offline {
+            api.attach().await?;
+        }
         if let Some(preset) = &self.network.chaos {
             api.debug(format!("chaos preset {preset}"))
                 .await
@@ -217,7 +227,7 @@ impl BackendBuilder {
             api.clone(),
             context,
             state,
-            updates.attachment.subscribe(),
+            (!self.offline, updates.attachment.subscribe()),
             events,
             (self.directory.clone(), lock),
         );

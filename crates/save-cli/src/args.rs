@@ -50,7 +50,7 @@ pub struct Common {
     /// How many seconds the network or a member may be silent
     #[arg(long, global = true, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub timeout: Duration,
-    /// Use what is on this device, and never wait for the network
+    /// Use what is on this device, and stay off the network; if `save run` is running, never wait for it
     #[arg(long, global = true)]
     pub offline: bool,
     /// The file with the password that protects the keys

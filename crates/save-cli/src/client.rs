@@ -164,6 +164,7 @@ pub async fn start(settings: &Settings, keys: KeyStorage) -> Result<Backend> {
     let builder = Backend::builder()
         .directory(&settings.directory)
         .network(settings.network.clone())
+        .offline(settings.offline)
         .key_storage(keys);
     undisturbed(builder.start())
         .await?

@@ -1,0 +1,173 @@
+//! Several groups of one device, several restarts, several who join at once, on real networks.
+#![cfg(target_os = "linux")]
+#![recursion_limit = "256"]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::BTreeSet;
+
+use devnet::Devnet;
+use dht_records::{Fetch, SlotValue};
+use futures::future::join_all;
+use integration_tests::peers::{self, Device, LIMIT, Raw, noise};
+use save_backend::{GroupId, LinkKind, PublicKey};
+
+async fn devnet() -> Devnet {
+    devnet::trace_to_stderr();
+    Devnet::start(devnet::MIN_NODES).await.unwrap()
+}
+
+/// The members' slots on the network: the number of each, the repo, and how often it was written.
+async fn slots(device: &Device, id: &GroupId) -> Vec<(u32, PublicKey, u64)> {
+    let record = device.group_record(id).await;
+    device
+        .host
+        .run(async move {
+            let slots = record.slots(Fetch::Network).await.unwrap();
+            let mut members = Vec::new();
+            for (index, slot) in slots {
+                let slot = slot.unwrap();
+                if let SlotValue::Member(member) = slot.value {
+                    members.push((index.get(), member.repo, slot.counter));
+                }
+            }
+            members
+        })
+        .await
+}
+
+/// A device in two groups shows each one its own members and files, whichever is refreshed, and gives nobody of one group what it got in
+/// the other. It is all there after the first, the second and the third restart, and starting again advertises nothing anew.
+#[tokio::test]
+async fn two_groups_stay_apart_over_three_restarts() {
+    let devnet = devnet().await;
+    let mut ana = Device::start(&devnet, "ana").await;
+    let ben = Device::start(&devnet, "ben").await;
+    let cleo = Device::start(&devnet, "cleo").await;
+    let (first, second) = (ana.create().await, ana.create().await);
+    ben.join(&ana, &first).await;
+    cleo.join(&ana, &second).await;
+    ana.put(&first, "first.txt", b"one".to_vec()).await;
+    ana.put(&second, "second.txt", b"two".to_vec()).await;
+    let film = cleo.put(&second, "film.bin", noise(400_000, 1)).await;
+    ana.list_until(&second, |paths| paths == ["film.bin", "second.txt"])
+        .await;
+    assert!(ana.get(&second, "film.bin").await == noise(400_000, 1));
+    ana.list_until(&first, |paths| paths == ["first.txt"]).await;
+    ben.list_until(&first, |paths| paths == ["first.txt"]).await;
+    cleo.list_until(&second, |paths| paths == ["film.bin", "second.txt"])
+        .await;
+    ana.told(&first, &["ana", "ben"]).await;
+    ana.told(&second, &["ana", "cleo"]).await;
+    ben.told(&first, &["ana", "ben"]).await;
+    cleo.told(&second, &["ana", "cleo"]).await;
+    let repos = (ana.repo(&first), ana.repo(&second));
+    assert_ne!(repos.0, repos.1, "a repo of two groups would link them");
+    for device in [&ben, &cleo] {
+        let groups = device.on(|b| async move { b.groups().await.len() }).await;
+        assert_eq!(groups, 1);
+    }
+
+    // Somebody with the first group's keys asks for what came through the second.
+    for (id, expected) in [(&first, 0), (&second, 2)] {
+        let raw = Raw::start(&devnet, "prober", ana.access(id)).await;
+        let session = raw.session(&ana.repo(id)).await;
+        let has = raw
+            .host
+            .run(async move { peers::have(&session, film.blob).await })
+            .await;
+        assert_eq!(has, expected, "another group's blob is not told of");
+        raw.stop().await;
+    }
+
+    let advertised = slots(&ana, &first).await;
+    assert_eq!(advertised.len(), 2);
+    for restart in 1..=3 {
+        ana = ana.restart().await;
+        assert_eq!(
+            (ana.repo(&first), ana.repo(&second)),
+            repos,
+            "restart {restart}"
+        );
+        let mut groups = ana.on(|b| async move { b.groups().await }).await;
+        groups.sort_by_key(|group| group.id != first);
+        let ids: Vec<_> = groups.iter().map(|group| group.id.clone()).collect();
+        assert_eq!(ids, [first.clone(), second.clone()], "restart {restart}");
+        assert!(
+            groups
+                .iter()
+                .all(|group| group.name.as_deref() == Some("Archive"))
+        );
+        // Without asking anybody.
+        assert_eq!(ana.listed(&first).await, ["first.txt"]);
+        assert_eq!(ana.listed(&second).await, ["film.bin", "second.txt"]);
+        ana.told(&first, &["ana", "ben"]).await;
+        ana.told(&second, &["ana", "cleo"]).await;
+        assert!(ana.get(&second, "film.bin").await == noise(400_000, 1));
+        let (host, backend) = (&ana.host, ana.backend.clone());
+        host.run(async move { backend.wait_online(LIMIT).await.unwrap() })
+            .await;
+        ana.flush(&first).await;
+        ana.flush(&second).await;
+        ben.members(&first, 2).await;
+    }
+    assert_eq!(slots(&ben, &first).await, advertised, "advertised anew");
+    for device in [ana, ben, cleo] {
+        device.stop().await;
+    }
+    devnet.stop().await.unwrap();
+}
+
+/// Five devices take a link at the same time. Each gets a slot, and nobody loses theirs.
+#[tokio::test]
+async fn whoever_joins_at_the_same_time_gets_a_slot() {
+    let devnet = devnet().await;
+    let ana = Device::start(&devnet, "ana").await;
+    let id = ana.create().await;
+    let names = ["ben", "cleo", "dora", "emil", "fay"];
+    let joining = join_all(names.map(|name| Device::start(&devnet, name))).await;
+    let of = id.clone();
+    let link = ana
+        .on(move |b| async move { b.link(&of, LinkKind::Member).await.unwrap() })
+        .await;
+    join_all(joining.iter().map(|device| device.join_with(&link, &id))).await;
+    let all = ["ana", "ben", "cleo", "dora", "emil", "fay"];
+    let devices: Vec<Device> = [ana].into_iter().chain(joining).collect();
+    for device in &devices {
+        device.told(&id, &all).await;
+    }
+    let slots = slots(&devices[0], &id).await;
+    let repos: BTreeSet<_> = slots.iter().map(|(_, repo, _)| repo.clone()).collect();
+    assert_eq!(slots.len(), all.len(), "{slots:?}");
+    assert_eq!(
+        repos,
+        devices.iter().map(|device| device.repo(&id)).collect()
+    );
+
+    // A watch that ended with the network is registered anew, and what came meanwhile is not missed.
+    let [ana, ben, ..] = &devices[..] else {
+        unreachable!("six devices")
+    };
+    ben.host.cut_off().await.unwrap();
+    rename(ana, &id, "Anastasia").await;
+    let absent = "Anastasia";
+    ben.host.rejoin().await.unwrap();
+    let told = ben
+        .told(&id, &[absent, "ben", "cleo", "dora", "emil", "fay"])
+        .await;
+    eprintln!("a name that came while away was told after {told:?}");
+    rename(ana, &id, "Anna").await;
+    let told = ben
+        .told(&id, &["Anna", "ben", "cleo", "dora", "emil", "fay"])
+        .await;
+    eprintln!("the next one after {told:?}");
+    join_all(devices.into_iter().map(Device::stop)).await;
+    devnet.stop().await.unwrap();
+}
+
+async fn rename(device: &Device, id: &GroupId, name: &'static str) {
+    let of = id.clone();
+    device
+        .on(move |b| async move { b.rename_me(&of, name).await.unwrap() })
+        .await;
+    device.flush(id).await;
+}
