@@ -63,3 +63,25 @@ impl Rate {
         self.latency.unwrap_or(Duration::from_millis(100))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latency_is_the_usual_one_and_no_exception() {
+        let mut rate = Rate::default();
+        assert_eq!(rate.latency(), Duration::from_millis(100));
+        for _ in 0..20 {
+            rate.answered_after(Duration::from_millis(200));
+        }
+        assert_eq!(rate.latency(), Duration::from_millis(200));
+        // One that finds the way empty.
+        rate.answered_after(Duration::from_millis(20));
+        assert_eq!(rate.latency(), Duration::from_millis(155));
+        for _ in 0..20 {
+            rate.answered_after(Duration::from_millis(200));
+        }
+        assert!(rate.latency() > Duration::from_millis(199));
+    }
+}

@@ -326,7 +326,7 @@ impl Pace {
         }
         match self.base {
             Some((base, at)) if answer.took > base + base / 10 => {
-                let queued = self.smooth.saturating_sub(base) > QUEUE / 2;
+                let queued = self.smooth.saturating_sub(base) > queue(base) / 2;
                 if self.drain.is_none() && queued && now.saturating_sub(at) > BASE_TIME {
                     self.drain = Some(Drain::Emptying);
                 }
@@ -365,7 +365,7 @@ impl Pace {
         let queue = if self.cautious() {
             Duration::ZERO
         } else {
-            QUEUE.max(base / QUEUE_PART)
+            queue(base)
         };
         sent * (base.as_secs_f64() * gain + queue.as_secs_f64())
     }
@@ -408,3 +408,11 @@ impl Pace {
         }
     }
 }
+
+/// The queueing that the window may cause where the shortest round trip is this.
+fn queue(base: Duration) -> Duration {
+    QUEUE.max(base / QUEUE_PART)
+}
+
+#[cfg(test)]
+mod tests;
