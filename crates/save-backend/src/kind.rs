@@ -2,6 +2,8 @@
 
 use std::io;
 
+use veilid_core::VeilidAPIError;
+
 use crate::Error;
 
 /// The kind of an [`Error`], whichever layer it comes from. Where the text says what happened, this says what can be done.
@@ -66,7 +68,8 @@ impl Error {
             Self::Group(error) => group_kind(error),
             Self::Records(error) => records_kind(error),
             Self::Store(error) => store_kind(error),
-            Self::Veilid(_) | Self::Randomness | Self::Stopped => ErrorKind::Other,
+            Self::Veilid(error) => veilid_kind(error),
+            Self::Randomness | Self::Stopped => ErrorKind::Other,
         }
     }
 }
@@ -93,6 +96,7 @@ fn group_kind(error: &group::Error) -> ErrorKind {
         | E::NobodyHas { .. }
         | E::Timeout { .. } => ErrorKind::NoAnswer,
         E::TooLarge { .. } | E::BadMessage { .. } => ErrorKind::Damaged,
+        E::Veilid(error) => veilid_kind(error),
         _ => ErrorKind::Other,
     }
 }
@@ -132,6 +136,7 @@ fn records_kind(error: &dht_records::Error) -> ErrorKind {
         | E::SlotIndexMismatch { .. }
         | E::KeyMismatch
         | E::CacheRow => ErrorKind::Damaged,
+        E::Veilid(error) => veilid_kind(error),
         _ => ErrorKind::Other,
     }
 }
@@ -160,12 +165,33 @@ fn store_kind(error: &store_adapter::Error) -> ErrorKind {
         | E::NotWrapped
         | E::KeyFile { .. }
         | E::KeyLost => ErrorKind::KeyStorage,
+        E::Blobs { kind, .. } if *kind != io::ErrorKind::Other => system_kind(*kind),
         _ => ErrorKind::Other,
     }
 }
 
+/// What a table of Veilid's could not read or write comes in words only, those of SQLite or of the system.
+fn veilid_kind(error: &VeilidAPIError) -> ErrorKind {
+    let text = error.to_string();
+    let is_storage = [
+        "SqliteFailure",
+        "disk is full",
+        "No space left",
+        "I/O error",
+    ];
+    if is_storage.iter().any(|words| text.contains(words)) {
+        ErrorKind::Io
+    } else {
+        ErrorKind::Other
+    }
+}
+
 fn io_kind(error: &io::Error) -> ErrorKind {
-    match error.kind() {
+    system_kind(error.kind())
+}
+
+fn system_kind(kind: io::ErrorKind) -> ErrorKind {
+    match kind {
         io::ErrorKind::NotFound => ErrorKind::NotFound,
         io::ErrorKind::InvalidData => ErrorKind::Damaged,
         _ => ErrorKind::Io,
@@ -175,6 +201,28 @@ fn io_kind(error: &io::Error) -> ErrorKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_whoever_met_it() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let blobs = store_adapter::Error::iroh(io::Error::other(full()));
+        assert!(
+            matches!(&blobs, store_adapter::Error::Blobs { cause, .. } if cause.contains("space")),
+            "{blobs:?}"
+        );
+        let blobs = store_adapter::Error::iroh(full());
+        let table = VeilidAPIError::generic(
+            "failed to store: Rusqlite(SqliteFailure(Error { code: DiskFull }, None))",
+        );
+        for error in [
+            Error::Group(group::Error::Repo(repo::Error::Store(blobs))),
+            Error::Group(group::Error::Store(full())),
+            Error::Records(dht_records::Error::Veilid(table.clone())),
+            Error::Veilid(table),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Io, "{error:?}");
+        }
+    }
 
     #[test]
     fn the_layer_does_not_matter() {

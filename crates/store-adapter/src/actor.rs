@@ -337,7 +337,7 @@ async fn set_tag(core: &Core, name: Tag, value: HashAndFormat) -> Result<()> {
     change(core, |_| Ok(vec![Change::Tag(name, value)]))
         .await
         .map(drop)
-        .map_err(Error::blobs)
+        .map_err(Error::iroh)
 }
 
 async fn create_tag(core: &Core, value: HashAndFormat) -> Result<Tag> {
@@ -348,7 +348,7 @@ async fn create_tag(core: &Core, value: HashAndFormat) -> Result<Tag> {
         Ok(vec![Change::Tag(name, value)])
     })
     .await
-    .map_err(Error::blobs)?;
+    .map_err(Error::iroh)?;
     created.ok_or(Error::Closed)
 }
 
@@ -358,7 +358,7 @@ async fn delete_tags(core: &Core, from: Option<Tag>, to: Option<Tag>) -> Result<
         let dead = names.filter(|name| between(name, from.as_ref(), to.as_ref()));
         Ok(dead.cloned().map(Change::Untag).collect())
     });
-    let deleted = deleted.await.map_err(Error::blobs)?;
+    let deleted = deleted.await.map_err(Error::iroh)?;
     Ok(deleted as u64)
 }
 

@@ -382,9 +382,7 @@ pub(crate) async fn verify(core: &Core, hash: Hash) -> Result<(u64, bool)> {
         let after = core.view(&blob).await?;
         if after.bitfield == view.bitfield && after.entry.as_ref().map(|e| e.id) == Some(entry.id) {
             // Nothing was lost by it, so it is not damage: the disk could not be read.
-            return Err(Error::Blobs {
-                cause: "a blob cannot be read".to_owned(),
-            });
+            return Err(Error::blobs("a blob cannot be read"));
         }
         damaged = true;
     }

@@ -166,6 +166,8 @@ pub enum Error {
     Blobs {
         /// What the layer below reported.
         cause: String,
+        /// What kind of failure of the system that was, such as a full disk; [`io::ErrorKind::Other`] if it was none.
+        kind: io::ErrorKind,
     },
 }
 
@@ -194,6 +196,10 @@ impl Error {
             Self::KeyringUnavailable { reason } => Self::KeyringUnavailable {
                 reason: reason.clone(),
             },
+            Self::Blobs { cause, kind } => Self::Blobs {
+                cause: cause.clone(),
+                kind: *kind,
+            },
             other => Self::blobs(other),
         }
     }
@@ -204,14 +210,31 @@ impl Error {
             Self::Io { source, .. } | Self::Input { source } => source,
             Self::Closed => io::Error::new(io::ErrorKind::BrokenPipe, self),
             Self::ByReference => io::Error::new(io::ErrorKind::InvalidInput, self),
+            Self::Blobs { kind, .. } => io::Error::new(kind, self),
             other => io::Error::other(other),
         }
     }
 
-    /// Wraps what iroh-blobs reported. Its error types differ for each call and carry no more than text to act upon.
+    /// Wraps what iroh-blobs reported. Its error types differ for each call, name its own layers, and have what the system said below
+    /// those.
+    pub fn iroh(cause: impl std::error::Error + 'static) -> Self {
+        let mut layer: Option<&(dyn std::error::Error + 'static)> = Some(&cause);
+        while let Some(error) = layer {
+            if let Some(error) = error.downcast_ref::<io::Error>() {
+                return Self::Blobs {
+                    cause: error.to_string(),
+                    kind: error.kind(),
+                };
+            }
+            layer = error.source();
+        }
+        Self::blobs(cause)
+    }
+
     pub(crate) fn blobs(cause: impl std::fmt::Display) -> Self {
         Self::Blobs {
             cause: cause.to_string(),
+            kind: io::ErrorKind::Other,
         }
     }
 }

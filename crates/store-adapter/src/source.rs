@@ -68,9 +68,7 @@ impl Core {
             // It changed while it was looked at, or a change was broken off: look again.
             blob.doubt();
         }
-        Err(Error::Blobs {
-            cause: "a blob changes faster than it can be read".to_owned(),
-        })
+        Err(Error::blobs("a blob changes faster than it can be read"))
     }
 
     /// `None` to look again.

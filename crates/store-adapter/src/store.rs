@@ -299,8 +299,8 @@ impl VeilidStore {
         self.tags()
             .set(tag, HashAndFormat::hash_seq(root))
             .await
-            .map_err(Error::blobs)?;
-        self.sync_db().await.map_err(Error::blobs)
+            .map_err(Error::iroh)?;
+        self.sync_db().await.map_err(Error::iroh)
     }
 
     /// The root of that name.
@@ -314,7 +314,7 @@ impl VeilidStore {
             .tags()
             .get(tag)
             .await
-            .map_err(Error::blobs)?
+            .map_err(Error::iroh)?
             .map(|info| info.hash))
     }
 
@@ -328,11 +328,11 @@ impl VeilidStore {
             self.tags()
                 .list_prefix(format!("{ROOT_PREFIX}{prefix}"))
                 .await
-                .map_err(Error::blobs)?,
+                .map_err(Error::iroh)?,
         );
         let mut roots = Vec::new();
         while let Some(info) = tags.next().await {
-            let info = info.map_err(Error::blobs)?;
+            let info = info.map_err(Error::iroh)?;
             // Names are given as text, so others are not ours.
             if let Some(name) = str::from_utf8(info.name.as_ref())
                 .ok()
@@ -353,8 +353,8 @@ impl VeilidStore {
         let tag = tag_of(name)?;
         self.check_open()?;
         let _gate = self.inner.gate.read().await;
-        self.tags().delete(tag).await.map_err(Error::blobs)?;
-        self.sync_db().await.map_err(Error::blobs)
+        self.tags().delete(tag).await.map_err(Error::iroh)?;
+        self.sync_db().await.map_err(Error::iroh)
     }
 
     /// Keeps a root and all that it reaches, two levels deep, until the guard is dropped: for a root that is being
@@ -479,7 +479,7 @@ impl VeilidStore {
         mut progress: impl FnMut(VerifyProgress) + Send,
     ) -> Result<VerifyReport> {
         self.check_open()?;
-        let hashes = self.list().hashes().await.map_err(Error::blobs)?;
+        let hashes = self.list().hashes().await.map_err(Error::iroh)?;
         let mut report = VerifyReport::default();
         for hash in &hashes {
             self.check_open()?;
@@ -510,7 +510,7 @@ impl VeilidStore {
             return Ok(());
         }
         *done = true;
-        self.inner.store.shutdown().await.map_err(Error::blobs)
+        self.inner.store.shutdown().await.map_err(Error::iroh)
     }
 
     /// Closes the store and destroys it: first its key, so that nothing can be read from then on, then all the rest.

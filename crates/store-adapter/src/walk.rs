@@ -88,7 +88,7 @@ pub(crate) async fn links(store: &Store, hash: Hash) -> Result<Option<Vec<Hash>>
 }
 
 async fn sequence(store: &Store, hash: Hash, most: u64) -> Result<Links> {
-    let size = match store.status(hash).await.map_err(Error::blobs)? {
+    let size = match store.status(hash).await.map_err(Error::iroh)? {
         BlobStatus::Complete { size } => size,
         BlobStatus::NotFound | BlobStatus::Partial { .. } => return Ok(Links::Missing),
     };
@@ -98,7 +98,7 @@ async fn sequence(store: &Store, hash: Hash, most: u64) -> Result<Links> {
     if size > most {
         return Err(Error::SequenceTooLarge { hash, size });
     }
-    let bytes = store.get_bytes(hash).await.map_err(Error::blobs)?;
+    let bytes = store.get_bytes(hash).await.map_err(Error::iroh)?;
     Ok(match HashSeq::new(bytes) {
         Some(sequence) => Links::Some(sequence.iter().collect()),
         None => Links::NoSequence,

@@ -6,7 +6,9 @@ use std::{
     sync::atomic::{AtomicPtr, Ordering},
 };
 
-use libc::{F_OK, O_CREAT, O_TRUNC, RTLD_NEXT, iovec, mode_t, off_t, off64_t, size_t, ssize_t};
+use libc::{
+    ENOSPC, F_OK, O_CREAT, O_TRUNC, RTLD_NEXT, iovec, mode_t, off_t, off64_t, size_t, ssize_t,
+};
 
 use crate::{place::Place, turn};
 
@@ -26,9 +28,9 @@ macro_rules! next {
     }};
 }
 
-/// Functions that change what is at some places, from their arguments.
+/// Functions that change what is at some places, from their arguments; with what those that take space give when there is none.
 macro_rules! changes {
-    ($($name:ident($($argument:ident: $type:ty),*) -> $result:ty, at $($place:expr),+;)*) => {$(
+    ($($name:ident($($argument:ident: $type:ty),*) -> $result:ty, at $($place:expr),+ $(=> $full:expr)?;)*) => {$(
         #[doc = concat!("Counts, and calls the C library's `", stringify!($name), "`.")]
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($argument: $type),*) -> $result {
@@ -38,6 +40,9 @@ macro_rules! changes {
             let turn = turn::take(stringify!($name), &places);
             if let Some(turn) = &turn {
                 turn.die_if_last(|| {});
+                $(if turn.has_no_space() {
+                    return $full;
+                })?
             }
             let next = next!(stringify!($name), unsafe extern "C" fn($($type),*) -> $result);
             // SAFETY: the arguments are the caller's.
@@ -47,36 +52,36 @@ macro_rules! changes {
 }
 
 changes! {
-    writev(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t, at Place::open(fd);
-    pwritev(fd: c_int, parts: *const iovec, count: c_int, at: off_t) -> ssize_t, at Place::open(fd);
-    pwritev64(fd: c_int, parts: *const iovec, count: c_int, at: off64_t) -> ssize_t, at Place::open(fd);
-    pwritev2(fd: c_int, parts: *const iovec, count: c_int, at: off_t, flags: c_int) -> ssize_t, at Place::open(fd);
-    pwritev64v2(fd: c_int, parts: *const iovec, count: c_int, at: off64_t, flags: c_int) -> ssize_t, at Place::open(fd);
-    copy_file_range(from: c_int, from_at: *mut off64_t, to: c_int, to_at: *mut off64_t, len: size_t, flags: c_uint) -> ssize_t, at Place::open(to);
-    sendfile(to: c_int, from: c_int, from_at: *mut off_t, len: size_t) -> ssize_t, at Place::open(to);
-    sendfile64(to: c_int, from: c_int, from_at: *mut off64_t, len: size_t) -> ssize_t, at Place::open(to);
+    writev(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t, at Place::open(fd) => -1;
+    pwritev(fd: c_int, parts: *const iovec, count: c_int, at: off_t) -> ssize_t, at Place::open(fd) => -1;
+    pwritev64(fd: c_int, parts: *const iovec, count: c_int, at: off64_t) -> ssize_t, at Place::open(fd) => -1;
+    pwritev2(fd: c_int, parts: *const iovec, count: c_int, at: off_t, flags: c_int) -> ssize_t, at Place::open(fd) => -1;
+    pwritev64v2(fd: c_int, parts: *const iovec, count: c_int, at: off64_t, flags: c_int) -> ssize_t, at Place::open(fd) => -1;
+    copy_file_range(from: c_int, from_at: *mut off64_t, to: c_int, to_at: *mut off64_t, len: size_t, flags: c_uint) -> ssize_t, at Place::open(to) => -1;
+    sendfile(to: c_int, from: c_int, from_at: *mut off_t, len: size_t) -> ssize_t, at Place::open(to) => -1;
+    sendfile64(to: c_int, from: c_int, from_at: *mut off64_t, len: size_t) -> ssize_t, at Place::open(to) => -1;
 
     ftruncate(fd: c_int, len: off_t) -> c_int, at Place::open(fd);
     ftruncate64(fd: c_int, len: off64_t) -> c_int, at Place::open(fd);
     truncate(path: *const c_char, len: off_t) -> c_int, at Place::named(path);
     truncate64(path: *const c_char, len: off64_t) -> c_int, at Place::named(path);
-    fallocate(fd: c_int, mode: c_int, at: off_t, len: off_t) -> c_int, at Place::open(fd);
-    fallocate64(fd: c_int, mode: c_int, at: off64_t, len: off64_t) -> c_int, at Place::open(fd);
-    posix_fallocate(fd: c_int, at: off_t, len: off_t) -> c_int, at Place::open(fd);
-    posix_fallocate64(fd: c_int, at: off64_t, len: off64_t) -> c_int, at Place::open(fd);
+    fallocate(fd: c_int, mode: c_int, at: off_t, len: off_t) -> c_int, at Place::open(fd) => -1;
+    fallocate64(fd: c_int, mode: c_int, at: off64_t, len: off64_t) -> c_int, at Place::open(fd) => -1;
+    posix_fallocate(fd: c_int, at: off_t, len: off_t) -> c_int, at Place::open(fd) => ENOSPC;
+    posix_fallocate64(fd: c_int, at: off64_t, len: off64_t) -> c_int, at Place::open(fd) => ENOSPC;
 
     rename(from: *const c_char, to: *const c_char) -> c_int, at Place::named(from), Place::named(to);
     renameat(from_in: c_int, from: *const c_char, to_in: c_int, to: *const c_char) -> c_int,
         at Place::named_at(from_in, from), Place::named_at(to_in, to);
     renameat2(from_in: c_int, from: *const c_char, to_in: c_int, to: *const c_char, flags: c_uint) -> c_int,
         at Place::named_at(from_in, from), Place::named_at(to_in, to);
-    link(from: *const c_char, to: *const c_char) -> c_int, at Place::named(to);
+    link(from: *const c_char, to: *const c_char) -> c_int, at Place::named(to) => -1;
     linkat(from_in: c_int, from: *const c_char, to_in: c_int, to: *const c_char, flags: c_int) -> c_int,
-        at Place::named_at(to_in, to);
-    symlink(target: *const c_char, path: *const c_char) -> c_int, at Place::named(path);
-    symlinkat(target: *const c_char, directory: c_int, path: *const c_char) -> c_int, at Place::named_at(directory, path);
-    mkdir(path: *const c_char, mode: mode_t) -> c_int, at Place::named(path);
-    mkdirat(directory: c_int, path: *const c_char, mode: mode_t) -> c_int, at Place::named_at(directory, path);
+        at Place::named_at(to_in, to) => -1;
+    symlink(target: *const c_char, path: *const c_char) -> c_int, at Place::named(path) => -1;
+    symlinkat(target: *const c_char, directory: c_int, path: *const c_char) -> c_int, at Place::named_at(directory, path) => -1;
+    mkdir(path: *const c_char, mode: mode_t) -> c_int, at Place::named(path) => -1;
+    mkdirat(directory: c_int, path: *const c_char, mode: mode_t) -> c_int, at Place::named_at(directory, path) => -1;
     unlink(path: *const c_char) -> c_int, at Place::named(path);
     unlinkat(directory: c_int, path: *const c_char, flags: c_int) -> c_int, at Place::named_at(directory, path);
     rmdir(path: *const c_char) -> c_int, at Place::named(path);
@@ -99,6 +104,9 @@ macro_rules! writes {
                 turn.die_if_last(|| unsafe {
                     next($fd, $from, $len / 2 $(, $at)?);
                 });
+                if turn.has_no_space() {
+                    return -1;
+                }
             }
             // SAFETY: the arguments are the caller's.
             unsafe { next($fd, $from, $len $(, $at)?) }
@@ -142,6 +150,9 @@ macro_rules! opens {
             };
             if let Some(turn) = &turn {
                 turn.die_if_last(|| {});
+                if $flags & O_CREAT != 0 && turn.has_no_space() {
+                    return -1;
+                }
             }
             let next = next!(
                 stringify!($name),

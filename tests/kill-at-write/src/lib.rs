@@ -1,4 +1,5 @@
-//! A library for `LD_PRELOAD` that kills its process with SIGKILL at a chosen write, as the system does that needs the memory.
+//! A library for `LD_PRELOAD` that kills its process with SIGKILL at a chosen write, as the system does that needs the memory; or that
+//! lets the disk be full from there on.
 //!
 //! It stands in front of the C library's functions that change files, and counts the calls that change something below a directory. The
 //! counting begins when the log exists, so the process, or whoever watches it, says when by making that file. Counted calls are made one
@@ -10,6 +11,10 @@
 //! | `KILL_AT_WRITE_LOG` | the log, outside of the directory: a line for each counted call, with its path below the directory |
 //! | `KILL_AT_WRITE_POINT` | dies instead of making the call with this number, the first being 1; without it, only counts |
 //! | `KILL_AT_WRITE_TORN` | set to anything: if that call writes bytes, it makes one with the first half of them before |
+//! | `KILL_AT_WRITE_FULL` | a file outside of the directory: while it is there, that call and those after it find no space instead |
+//!
+//! Where there is no space, what writes bytes or makes a file or directory fails, also where it would overwrite; what truncates, renames
+//! or removes works.
 //!
 //! Not counted: `fsync` and its like, since a kill before them leaves what a kill before the next write leaves; writes through a memory
 //! map; and system calls that are made past the C library.

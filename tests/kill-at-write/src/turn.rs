@@ -1,4 +1,4 @@
-//! Whose turn it is to change something, and when the process dies.
+//! Whose turn it is to change something, and when the process dies or the disk is full.
 
 use std::{
     env,
@@ -7,7 +7,9 @@ use std::{
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use libc::{AT_FDCWD, O_APPEND, O_CLOEXEC, O_WRONLY, SIGKILL, SYS_openat, SYS_write, c_int};
+use libc::{
+    AT_FDCWD, ENOSPC, F_OK, O_APPEND, O_CLOEXEC, O_WRONLY, SIGKILL, SYS_openat, SYS_write, c_int,
+};
 
 use crate::place::Place;
 
@@ -17,6 +19,8 @@ struct Settings {
     log: CString,
     point: Option<u64>,
     torn: bool,
+    /// Instead of the death at the point, the disk is full from there on as long as this file is there.
+    full: Option<CString>,
 }
 
 static SETTINGS: OnceLock<Option<Settings>> = OnceLock::new();
@@ -35,6 +39,7 @@ struct Count {
 pub(crate) struct Turn {
     _count: MutexGuard<'static, Count>,
     is_last: bool,
+    is_full: bool,
 }
 
 fn settings() -> Option<&'static Settings> {
@@ -50,6 +55,7 @@ fn settings() -> Option<&'static Settings> {
                     .ok()
                     .map(|point| point.parse().expect("KILL_AT_WRITE_POINT is a number")),
                 torn: env::var_os("KILL_AT_WRITE_TORN").is_some(),
+                full: text("KILL_AT_WRITE_FULL").and_then(|path| CString::new(path).ok()),
             })
         })
         .as_ref()
@@ -72,8 +78,12 @@ pub(crate) fn take(call: &str, places: &[Place]) -> Option<Turn> {
     let line = [call.as_bytes(), b" ", path, b"\n"].concat();
     // SAFETY: the line is as long as is said. Past the C library, where it would be taken for a call of the process.
     unsafe { libc::syscall(SYS_write, log, line.as_ptr(), line.len()) };
+    let is_full = settings.point.is_some_and(|point| count.calls >= point)
+        // SAFETY: the path is a C string.
+        && settings.full.as_ref().is_some_and(|file| unsafe { libc::access(file.as_ptr(), F_OK) } == 0);
     Some(Turn {
-        is_last: settings.point == Some(count.calls),
+        is_last: settings.full.is_none() && settings.point == Some(count.calls),
+        is_full,
         _count: count,
     })
 }
@@ -86,6 +96,15 @@ fn open(settings: &Settings) -> Option<c_int> {
 }
 
 impl Turn {
+    /// Whether there is no space for what the call would write. Then it says so as the system does.
+    pub(crate) fn has_no_space(&self) -> bool {
+        if self.is_full {
+            // SAFETY: the place of this thread's own error.
+            unsafe { *libc::__errno_location() = ENOSPC };
+        }
+        self.is_full
+    }
+
     /// Dies if this is the point to die at; before that, writes `half` if the write is to be torn.
     pub(crate) fn die_if_last(&self, half: impl FnOnce()) {
         if !self.is_last {

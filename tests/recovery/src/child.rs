@@ -8,11 +8,13 @@ use std::{
     process::exit,
 };
 
+use save_backend::ErrorKind;
+
 use crate::{
     Device, Operation, State,
     device::limited,
     operations::{OFFLINE, ONLINE},
-    trial::{ACKNOWLEDGED, DONE, LOG, OPERATION, ROLE, Role, TRIAL},
+    trial::{ACKNOWLEDGED, DONE, FAILED, FULL, LOG, OPERATION, ROLE, Role, TRIAL},
 };
 
 /// Is the process of a device, and does not return, if that is what this process was started for.
@@ -47,6 +49,7 @@ pub fn child() {
                 let _device = Device::start(&trial).await;
                 done();
             }
+            Role::Full => on_full_disk(operation, &trial).await,
             Role::Check => check(operation, &trial).await,
         }
     });
@@ -72,8 +75,30 @@ async fn apply(operation: &dyn Operation, trial: &Path) {
     assert_eq!(operation.state(&device).await, State::Old);
     // From here on it is counted.
     File::create(trial.join(LOG)).unwrap();
-    operation.apply(&device).await;
+    operation.apply(&device).await.unwrap();
     done();
+}
+
+/// Makes the change while the disk gets full. Whether it is made then or not, what was there can be read, and as soon as there is space
+/// it can be made.
+async fn on_full_disk(operation: &dyn Operation, trial: &Path) {
+    let device = Device::start(trial).await;
+    let full = trial.join(FULL);
+    File::create(&full).unwrap();
+    File::create(trial.join(LOG)).unwrap();
+    let outcome = operation.apply(&device).await;
+    let found = operation.state(&device).await;
+    match &outcome {
+        Ok(()) => assert_eq!(found, State::New, "acknowledged, and not made"),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Io, "{error:?}"),
+    }
+    device.check_kept().await;
+    fs::remove_file(full).unwrap();
+    operation.apply(&device).await.unwrap();
+    assert_eq!(operation.state(&device).await, State::New);
+    device.check_kept().await;
+    limited("stopping", device.backend.stop()).await.unwrap();
+    tell(if outcome.is_ok() { DONE } else { FAILED });
 }
 
 /// Says that it is done, and waits to be killed.
@@ -96,7 +121,7 @@ async fn check(operation: &dyn Operation, trial: &Path) {
     verify(&device).await;
     device.online().await;
     for _ in 0..2 {
-        operation.apply(&device).await;
+        operation.apply(&device).await.unwrap();
         assert_eq!(operation.state(&device).await, State::New);
     }
     verify(&device).await;

@@ -139,7 +139,7 @@ impl Device {
     /// Makes the group that only this device is in, with the files that have to stay whatever happens.
     pub(crate) async fn keep(&self) {
         let group = self.backend.create_group(OWN, "Ben").await.unwrap();
-        self.put(&group.id, &KEPT).await;
+        self.put(&group.id, &KEPT).await.unwrap();
         self.flush(&group.id).await;
     }
 
@@ -180,20 +180,19 @@ impl Device {
     }
 
     /// Archives files as one change.
-    pub async fn put(&self, id: &GroupId, files: &[File]) {
+    pub async fn put(&self, id: &GroupId, files: &[File]) -> save_backend::Result<()> {
         let directory = self.trial.join("sources");
         fs::create_dir_all(&directory).unwrap();
         let put = self.backend.put(id, sources(&directory, files), |_| {});
-        limited("archiving", put).await.unwrap();
+        limited("archiving", put).await.map(|_| ())
     }
 
-    /// Takes a file out of the archive; whether it was there.
-    pub async fn delete(&self, id: &GroupId, path: &str) -> bool {
+    /// Takes a file out of the archive, if it is there.
+    pub async fn delete(&self, id: &GroupId, path: &str) -> save_backend::Result<()> {
         let path = EntryPath::parse(path).unwrap();
         match limited("deleting", self.backend.delete(id, &path)).await {
-            Ok(()) => true,
-            Err(save_backend::Error::NoSuchFile) => false,
-            Err(error) => panic!("{error}"),
+            Err(save_backend::Error::NoSuchFile) => Ok(()),
+            done => done,
         }
     }
 

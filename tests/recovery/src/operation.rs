@@ -13,7 +13,7 @@ pub enum State {
     New,
 }
 
-/// A change of a device that takes several steps on the disk. All of its functions panic where something fails.
+/// A change of a device that takes several steps on the disk. Its functions panic where something fails, but for the change itself.
 #[async_trait]
 pub trait Operation: Sync {
     /// What is done, in words.
@@ -27,8 +27,8 @@ pub trait Operation: Sync {
     /// Makes what has to be there before. Besides that, the device has its kept files.
     async fn prepare(&self, device: &Device);
 
-    /// Makes the change, also where it was made before; when this returns, the change counts as acknowledged.
-    async fn apply(&self, device: &Device);
+    /// Makes the change, also where it was made before; when this returns without an error, the change counts as acknowledged.
+    async fn apply(&self, device: &Device) -> save_backend::Result<()>;
 
     /// Which of the two states the device is in, from what is on its disk; panics if it is neither.
     async fn state(&self, device: &Device) -> State;

@@ -67,12 +67,12 @@ impl Operation for Put {
 
     async fn prepare(&self, device: &Device) {
         if !self.before.is_empty() {
-            device.put(&device.own().await, self.before).await;
+            device.put(&device.own().await, self.before).await.unwrap();
         }
     }
 
-    async fn apply(&self, device: &Device) {
-        device.put(&device.own().await, self.files).await;
+    async fn apply(&self, device: &Device) -> save_backend::Result<()> {
+        device.put(&device.own().await, self.files).await
     }
 
     async fn state(&self, device: &Device) -> State {
@@ -107,11 +107,11 @@ impl Operation for Delete {
     }
 
     async fn prepare(&self, device: &Device) {
-        device.put(&device.own().await, &[self.0]).await;
+        device.put(&device.own().await, &[self.0]).await.unwrap();
     }
 
-    async fn apply(&self, device: &Device) {
-        device.delete(&device.own().await, self.0.path).await;
+    async fn apply(&self, device: &Device) -> save_backend::Result<()> {
+        device.delete(&device.own().await, self.0.path).await
     }
 
     async fn state(&self, device: &Device) -> State {
@@ -151,14 +151,15 @@ impl Operation for LeaveGroup {
 
     async fn prepare(&self, device: &Device) {
         let group = device.backend.create_group(LEFT, "Ben").await.unwrap();
-        device.put(&group.id, &LEFT_FILES).await;
+        device.put(&group.id, &LEFT_FILES).await.unwrap();
     }
 
-    async fn apply(&self, device: &Device) {
+    async fn apply(&self, device: &Device) -> save_backend::Result<()> {
         if let Some(id) = device.named(LEFT).await {
             let leaving = device.backend.leave_group(&id, Duration::from_millis(50));
-            limited("leaving", leaving).await.unwrap();
+            limited("leaving", leaving).await?;
         }
+        Ok(())
     }
 
     async fn state(&self, device: &Device) -> State {
@@ -203,11 +204,12 @@ impl Operation for MoveGroup {
         device.backend.create_group(MOVING, "Ben").await.unwrap();
     }
 
-    async fn apply(&self, device: &Device) {
+    async fn apply(&self, device: &Device) -> save_backend::Result<()> {
         if let [old] = &Self::groups(device).await[..] {
             let moved = device.backend.move_group(old, &[]);
-            limited("moving", moved).await.unwrap();
+            limited("moving", moved).await?;
         }
+        Ok(())
     }
 
     async fn state(&self, device: &Device) -> State {
@@ -241,10 +243,10 @@ impl Operation for JoinGroup {
 
     async fn prepare(&self, _: &Device) {}
 
-    async fn apply(&self, device: &Device) {
+    async fn apply(&self, device: &Device) -> save_backend::Result<()> {
         let link = device.link();
         let joined = device.backend.join_group(&link, "Ben");
-        let group = limited("joining", joined).await.unwrap();
+        let group = limited("joining", joined).await?;
         device.flush(&group.id).await;
         // What the other has is listed by and by, and belongs to what is compared.
         let listed = async {
@@ -253,6 +255,7 @@ impl Operation for JoinGroup {
             }
         };
         limited("listing", listed).await;
+        Ok(())
     }
 
     async fn state(&self, device: &Device) -> State {
@@ -279,22 +282,22 @@ impl Operation for SyncGroup {
     }
 
     async fn prepare(&self, device: &Device) {
-        JoinGroup.apply(device).await;
+        JoinGroup.apply(device).await.unwrap();
     }
 
-    async fn apply(&self, device: &Device) {
+    async fn apply(&self, device: &Device) -> save_backend::Result<()> {
         let id = device.linked();
         // What cannot be had now, while routes are still being built, stays wanted and is asked for again.
         let complete = async {
             loop {
-                let synced = device.backend.sync_all(&id, |_| {}).await.unwrap();
+                let synced = device.backend.sync_all(&id, |_| {}).await?;
                 if synced.iter().all(RepoSync::is_complete) {
-                    return;
+                    return Ok(());
                 }
                 sleep(Duration::from_millis(300)).await;
             }
         };
-        limited("synchronising", complete).await;
+        limited("synchronising", complete).await
     }
 
     async fn state(&self, device: &Device) -> State {

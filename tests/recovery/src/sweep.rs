@@ -1,4 +1,4 @@
-//! The same change, killed at one write after the other.
+//! The same change, killed at one write after the other, or without space from there on.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -23,16 +23,23 @@ pub struct Effort {
     pub most: u64,
     /// A point in one of the ways to die, in turns, instead of in all of them.
     pub in_turns: bool,
+    /// Of these points, those from which on the disk is full, at most.
+    pub full: u64,
     /// Devices at the same time.
     pub workers: usize,
 }
 
-/// When a device is killed.
+/// What befalls a device.
 #[derive(Debug, Clone, Copy)]
-struct Death {
-    kill: Kill,
-    /// When it is started again after that.
-    again: Option<Kill>,
+enum Mishap {
+    /// It is killed.
+    Death {
+        kill: Kill,
+        /// When it is started again after that.
+        again: Option<Kill>,
+    },
+    /// Its disk is full from this write on.
+    FullDisk(u64),
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +47,8 @@ struct Outcome {
     old: usize,
     new: usize,
     acknowledged: usize,
+    /// Changes that failed on a full disk, and that were made all the same.
+    full: [usize; 2],
 }
 
 /// Which of so many writes are points to be killed at, if there is time for `most`: at equal distances, up to the last.
@@ -51,25 +60,23 @@ fn points(writes: u64, most: u64) -> BTreeSet<u64> {
 }
 
 /// The ways to die at the points of a change: before the write, in the midst of it, and once more while the device starts again.
-fn deaths(run: &Run, restart: &Run, effort: Effort) -> VecDeque<Death> {
+fn deaths(run: &Run, restart: &Run, effort: Effort) -> VecDeque<Mishap> {
     let writes = run.writes.len() as u64;
     let restarts = (restart.writes.len() as u64).max(1);
     let mut deaths = VecDeque::new();
     for (n, point) in points(writes, effort.most).into_iter().enumerate() {
-        let before = Death {
-            kill: Kill { point, torn: false },
-            again: None,
-        };
-        let torn = Death {
+        let kill = Kill { point, torn: false };
+        let before = Mishap::Death { kill, again: None };
+        let torn = Mishap::Death {
             kill: Kill { point, torn: true },
             again: None,
         };
-        let twice = Death {
+        let twice = Mishap::Death {
+            kill,
             again: Some(Kill {
                 point: 1 + point * STRIDE % restarts,
                 torn: point % 2 == 0,
             }),
-            ..before
         };
         if effort.in_turns {
             let turn = [before, torn, twice];
@@ -105,29 +112,37 @@ pub fn sweep<'a>(name: &str, effort: Effort, trial: impl Fn(usize) -> Trial<'a> 
             run.writes
         );
     }
-    let deaths = deaths(&run, &restart, effort);
-    let count = deaths.len();
-    let queue = Mutex::new(deaths);
+    let mut mishaps = deaths(&run, &restart, effort);
+    let full = points(run.writes.len() as u64, effort.full);
+    mishaps.extend(full.into_iter().map(Mishap::FullDisk));
+    let count = mishaps.len();
+    let queue = Mutex::new(mishaps);
     let outcome = Mutex::new(Outcome::default());
     let work = |worker: usize| {
         loop {
-            let Some(death) = lock(&queue).pop_front() else {
+            let Some(mishap) = lock(&queue).pop_front() else {
                 return;
             };
             let mut write = None;
             let one = panic::AssertUnwindSafe(|| {
                 let trial = trial(worker);
-                let run = trial.run(Some(death.kill));
-                write = run.writes.last().cloned();
-                if death.again.is_some() {
-                    trial.restart(death.again);
-                }
+                let run = match mishap {
+                    Mishap::Death { kill, again } => {
+                        let run = trial.run(Some(kill));
+                        write = run.writes.last().cloned();
+                        if again.is_some() {
+                            trial.restart(again);
+                        }
+                        run
+                    }
+                    Mishap::FullDisk(point) => trial.run_on_full_disk(point),
+                };
                 let check = trial.check(&run);
                 compare(&check, &reference);
-                lock(&outcome).add(&run, &check);
+                lock(&outcome).add(mishap, &run, &check);
             });
             if let Err(error) = panic::catch_unwind(one) {
-                eprintln!("{name}: this was at {death:?}, {write:?}");
+                eprintln!("{name}: this was {mishap:?}, at {write:?}");
                 // The others need not go on.
                 lock(&queue).clear();
                 panic::resume_unwind(error);
@@ -144,9 +159,12 @@ pub fn sweep<'a>(name: &str, effort: Effort, trial: impl Fn(usize) -> Trial<'a> 
         old,
         new,
         acknowledged,
+        full: [failed, made],
     } = *lock(&outcome);
     println!(
-        "{name}: killed {count} times at {} writes, {old} old and {new} new, {acknowledged} after the last write; in {:.1?}",
+        "{name}: killed {} times at {} writes, {old} old and {new} new, {acknowledged} after the last write; on a full disk {failed} \
+         failed and {made} did not; in {:.1?}",
+        count - failed - made,
         run.writes.len(),
         begin.elapsed()
     );
@@ -166,7 +184,13 @@ fn compare(check: &Check, reference: &Check) {
 }
 
 impl Outcome {
-    fn add(&mut self, run: &Run, check: &Check) {
+    fn add(&mut self, mishap: Mishap, run: &Run, check: &Check) {
+        if let Mishap::FullDisk(_) = mishap {
+            // It was made once there was space.
+            assert_eq!(check.found, State::New);
+            self.full[usize::from(run.acknowledged)] += 1;
+            return;
+        }
         match check.found {
             State::Old => self.old += 1,
             State::New => self.new += 1,
@@ -197,11 +221,15 @@ mod tests {
         let effort = Effort {
             most: u64::MAX,
             in_turns: false,
+            full: 0,
             workers: 1,
         };
         let deaths = deaths(&run(&writes), &run(&writes), effort);
-        let torn = deaths.iter().filter(|death| death.kill.torn);
-        assert_eq!(torn.map(|death| death.kill.point).collect::<Vec<_>>(), [2]);
+        let torn = deaths.iter().filter_map(|mishap| match mishap {
+            Mishap::Death { kill, .. } if kill.torn => Some(kill.point),
+            _ => None,
+        });
+        assert_eq!(torn.collect::<Vec<_>>(), [2]);
         assert_eq!(deaths.len(), 7);
     }
 }

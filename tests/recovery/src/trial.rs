@@ -21,6 +21,10 @@ pub(crate) const ACKNOWLEDGED: &str = "SAVE_RECOVERY_ACKNOWLEDGED";
 pub(crate) const LOG: &str = "log";
 /// What a process says when the change is acknowledged.
 pub(crate) const DONE: &str = "done";
+/// Or that it was not, since the disk was full.
+pub(crate) const FAILED: &str = "failed";
+/// The file in the directory of a trial that lets the disk be full.
+pub(crate) const FULL: &str = "full";
 
 /// The signal that nobody can catch.
 const SIGKILL: i32 = 9;
@@ -31,6 +35,7 @@ pub(crate) enum Role {
     Prepare,
     Run,
     Restart,
+    Full,
     Check,
 }
 
@@ -52,14 +57,20 @@ impl Role {
             Self::Prepare => "prepare",
             Self::Run => "run",
             Self::Restart => "restart",
+            Self::Full => "full",
             Self::Check => "check",
         }
     }
 
     pub(crate) fn parse(name: &str) -> Option<Self> {
-        [Self::Prepare, Self::Run, Self::Restart, Self::Check]
-            .into_iter()
-            .find(|role| role.name() == name)
+        let all = [
+            Self::Prepare,
+            Self::Run,
+            Self::Restart,
+            Self::Full,
+            Self::Check,
+        ];
+        all.into_iter().find(|role| role.name() == name)
     }
 }
 
@@ -178,7 +189,26 @@ impl<'a> Trial<'a> {
         self.killed(Role::Restart, kill)
     }
 
-    fn killed(&self, role: Role, kill: Option<Kill>) -> Run {
+    /// Runs the change in a process whose disk is full from the write with this number on, until the change succeeded or failed; then
+    /// again with space. Gives how the first attempt went.
+    pub(crate) fn run_on_full_disk(&self, point: u64) -> Run {
+        let (mut command, log) = self.counted(Role::Full);
+        command.env("KILL_AT_WRITE_POINT", point.to_string()).env(
+            "KILL_AT_WRITE_FULL",
+            self.dir.path().canonicalize().unwrap().join(FULL),
+        );
+        let mut child = Guarded::start(command);
+        let said = child.lines().next();
+        let status = child.0.wait().unwrap();
+        assert!(status.success(), "the process ended with {status}");
+        Run {
+            writes: writes(&log),
+            acknowledged: said.is_some_and(|line| line == DONE),
+        }
+    }
+
+    /// The command of a process whose writes are counted, and their log.
+    fn counted(&self, role: Role) -> (Command, PathBuf) {
         let dir = self.dir.path().canonicalize().unwrap();
         let log = dir.join(LOG);
         let mut command = self.command(role);
@@ -186,6 +216,11 @@ impl<'a> Trial<'a> {
             .env("LD_PRELOAD", interposer())
             .env("KILL_AT_WRITE_BELOW", Device::directory(&dir))
             .env("KILL_AT_WRITE_LOG", &log);
+        (command, log)
+    }
+
+    fn killed(&self, role: Role, kill: Option<Kill>) -> Run {
+        let (mut command, log) = self.counted(role);
         if let Some(kill) = kill {
             command.env("KILL_AT_WRITE_POINT", kill.point.to_string());
             if kill.torn {
@@ -195,8 +230,7 @@ impl<'a> Trial<'a> {
         let mut child = Guarded::start(command);
         let said = child.lines().next();
         let acknowledged = said.is_some_and(|line| line == DONE);
-        let writes = fs::read_to_string(&log).unwrap_or_default();
-        let writes: Vec<String> = writes.lines().map(str::to_owned).collect();
+        let writes = writes(&log);
         if acknowledged {
             child.0.kill().unwrap();
         }
@@ -242,6 +276,11 @@ impl<'a> Trial<'a> {
             files: number(),
         }
     }
+}
+
+fn writes(log: &Path) -> Vec<String> {
+    let log = fs::read_to_string(log).unwrap_or_default();
+    log.lines().map(str::to_owned).collect()
 }
 
 /// A process that does not outlive this.

@@ -1,4 +1,4 @@
-//! Changes that need no network, killed at each of their writes.
+//! Changes that need no network, killed at each of their writes, and on a disk that gets full.
 
 #[cfg(target_os = "linux")]
 fn main() {
@@ -8,6 +8,7 @@ fn main() {
     const EFFORT: Effort = Effort {
         most: u64::MAX,
         in_turns: false,
+        full: 8,
         workers: 2,
     };
 

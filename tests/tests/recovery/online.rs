@@ -17,6 +17,7 @@ use tokio::{
 const EFFORT: Effort = Effort {
     most: 20,
     in_turns: true,
+    full: 0,
     workers: 4,
 };
 

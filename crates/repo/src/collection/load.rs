@@ -271,9 +271,6 @@ async fn add(store: &Store, collection: &Collection) -> Result<(Hash, TempTag)> 
 }
 
 /// What iroh-blobs reports, as the store's error.
-pub(crate) fn blobs(cause: impl std::fmt::Display) -> Error {
-    store_adapter::Error::Blobs {
-        cause: cause.to_string(),
-    }
-    .into()
+pub(crate) fn blobs(cause: impl std::error::Error + 'static) -> Error {
+    store_adapter::Error::iroh(cause).into()
 }

@@ -448,7 +448,7 @@ async fn failed(path: &Path, error: VeilidAPIError) -> Error {
         return Error::Damaged { path, cause };
     }
     if says(&[STILL_OPEN]) {
-        return Error::Blobs { cause };
+        return Error::blobs(cause);
     }
     let full = says(&["disk is full", "No space left", "quota exceeded"])
         // SQLite says no more than this when there is no space for its shared memory.
