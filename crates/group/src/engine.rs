@@ -203,7 +203,7 @@ impl Engine {
                 .tags()
                 .temp_tag(hash)
                 .await
-                .map_err(|e| Error::Store(io::Error::other(e)))?;
+                .map_err(Error::store)?;
             let size = wanted.size.unwrap_or(wanted.limit);
             let (missing, bytes) = if wanted.whole {
                 (ChunkRanges::bytes(0..size.max(1)), 0)
@@ -265,15 +265,14 @@ impl Engine {
 
     /// Whether all of a blob is here and verified; of a collection, its list of names as well.
     pub(crate) async fn is_here(&self, hash: Hash, kind: Kind) -> Result<bool> {
-        let failed = |e| Error::Store(io::Error::other(e));
-        if !self.store.blobs().has(hash).await.map_err(failed)? {
+        if !self.store.blobs().has(hash).await.map_err(Error::store)? {
             return Ok(false);
         }
         if kind == Kind::Blob {
             return Ok(true);
         }
         match transfer::first_child(&self.store, hash).await {
-            Ok(Some(names)) => self.store.blobs().has(names).await.map_err(failed),
+            Ok(Some(names)) => self.store.blobs().has(names).await.map_err(Error::store),
             // It is no collection, which whoever wanted it finds out.
             Ok(None) => Ok(true),
             Err(error) => Err(Error::Store(error)),
@@ -287,7 +286,7 @@ impl Engine {
             .blobs()
             .observe(hash)
             .await
-            .map_err(|e| Error::Store(io::Error::other(e)))?;
+            .map_err(Error::store)?;
         let all = ChunkRanges::bytes(0..size.max(1));
         let missing = &all - &here.ranges;
         if missing.is_empty() && kind == Kind::Collection {

@@ -101,6 +101,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Of what iroh-blobs reported.
+    pub(crate) fn store(cause: impl std::error::Error + 'static) -> Self {
+        Self::Store(store_adapter::Error::iroh(cause).into_io())
+    }
+
     /// Whether the same call can succeed later without a change by the caller.
     pub fn is_retryable(&self) -> bool {
         match self {

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -204,9 +203,7 @@ impl Group {
             let here = here && !wanted.whole;
             if here && wanted.size.is_none() {
                 let status = self.inner.ctx.store.status(wanted.hash).await;
-                if let BlobStatus::Complete { size } =
-                    status.map_err(|e| Error::Store(io::Error::other(e)))?
-                {
+                if let BlobStatus::Complete { size } = status.map_err(Error::store)? {
                     wanted.size = Some(size);
                 }
             }

@@ -87,11 +87,12 @@ impl Backend {
     /// `stay` of it, published in the background. The old group stays as it is, so that the notice can be read; leave it when all have
     /// followed. `docs/security.md` says what this protects, and what it cannot.
     ///
-    /// What a dropped future or a crash cuts off is done at the next start, or when this is called again: no second group is made.
+    /// What a dropped future, a crash or a full disk cuts off is done at the next start, or when this is called again: no second group is
+    /// made.
     ///
     /// # Errors
     /// [`Error::GroupNotFound`]; within [`Error::Group`] [`group::Error::ReadOnly`], [`group::Error::NoSuchMember`] and
-    /// [`group::Error::TooManyStaying`]: then nothing was made.
+    /// [`group::Error::TooManyStaying`]: then nothing was made. Those of the local disk: then the new group may be there already.
     pub async fn move_group(&self, id: &GroupId, stay: &[PublicKey]) -> Result<GroupInfo> {
         let _one_at_a_time = self.inner.joining.lock().await;
         let old = self.group(id)?;

@@ -205,7 +205,7 @@ impl Error {
     }
 
     /// As iroh's interface takes it.
-    pub(crate) fn into_io(self) -> io::Error {
+    pub fn into_io(self) -> io::Error {
         match self {
             Self::Io { source, .. } | Self::Input { source } => source,
             Self::Closed => io::Error::new(io::ErrorKind::BrokenPipe, self),

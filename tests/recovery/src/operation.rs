@@ -24,6 +24,11 @@ pub trait Operation: Sync {
         true
     }
 
+    /// Whether half of it may show after an error, until the next attempt or the next start does the rest.
+    fn is_finished_later(&self) -> bool {
+        false
+    }
+
     /// Makes what has to be there before. Besides that, the device has its kept files.
     async fn prepare(&self, device: &Device);
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dht_records::Fetch;
-use save_backend::{GroupId, RepoSync};
+use save_backend::{ErrorKind, GroupId, PublicKey, RepoSync};
 use tokio::time::sleep;
 
 use crate::{Device, File, Operation, State, device::limited};
@@ -179,6 +179,8 @@ struct MoveGroup;
 
 /// The name of the group that moves, before and after.
 const MOVING: &str = "On the move";
+/// What is in it before.
+const OLD: File = File::new("old.txt", 500, 25);
 
 impl MoveGroup {
     async fn groups(device: &Device) -> Vec<GroupId> {
@@ -188,6 +190,13 @@ impl MoveGroup {
             .map(|group| group.id)
             .collect()
     }
+
+    /// The key of the group that this one moved to, as far as its members are told.
+    async fn moved(device: &Device, id: &GroupId) -> Option<PublicKey> {
+        let group = device.backend.group(id).unwrap();
+        let moved = group.moved(Fetch::Cached).await.unwrap();
+        moved.map(|moved| moved.access.public_key())
+    }
 }
 
 #[async_trait]
@@ -196,18 +205,26 @@ impl Operation for MoveGroup {
         "move_a_group"
     }
 
+    fn is_finished_later(&self) -> bool {
+        true
+    }
+
     fn writes_blobs(&self) -> bool {
         false
     }
 
     async fn prepare(&self, device: &Device) {
-        device.backend.create_group(MOVING, "Ben").await.unwrap();
+        let group = device.backend.create_group(MOVING, "Ben").await.unwrap();
+        device.put(&group.id, &[OLD]).await.unwrap();
     }
 
     async fn apply(&self, device: &Device) -> save_backend::Result<()> {
-        if let [old] = &Self::groups(device).await[..] {
-            let moved = device.backend.move_group(old, &[]);
-            limited("moving", moved).await?;
+        for id in Self::groups(device).await {
+            let is_old = !device.list(&id).await.is_empty();
+            if is_old && Self::moved(device, &id).await.is_none() {
+                let moved = device.backend.move_group(&id, &[]);
+                limited("moving", moved).await?;
+            }
         }
         Ok(())
     }
@@ -216,9 +233,7 @@ impl Operation for MoveGroup {
         let groups = Self::groups(device).await;
         let mut notices = Vec::new();
         for id in &groups {
-            let group = device.backend.group(id).unwrap();
-            let moved = group.moved(Fetch::Cached).await.unwrap();
-            notices.extend(moved.map(|moved| moved.access.public_key()));
+            notices.extend(Self::moved(device, id).await);
         }
         match (&groups[..], &notices[..]) {
             ([_], []) => State::Old,
@@ -293,6 +308,11 @@ impl Operation for SyncGroup {
                 let synced = device.backend.sync_all(&id, |_| {}).await?;
                 if synced.iter().all(RepoSync::is_complete) {
                     return Ok(());
+                }
+                // A full disk does not get better by asking again.
+                let mut errors = synced.into_iter().filter_map(|sync| sync.error);
+                if let Some(error) = errors.find(|error| error.kind() == ErrorKind::Io) {
+                    return Err(error);
                 }
                 sleep(Duration::from_millis(300)).await;
             }

@@ -13,13 +13,13 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// Each device finds its network twice, so there is time for some writes only.
-const EFFORT: Effort = Effort {
-    most: 20,
-    in_turns: true,
-    full: 0,
-    workers: 4,
-};
+/// At how many of a change's writes devices are killed. Each finds its network twice, so there is time for some only, unless this variable
+/// says how many.
+const POINTS: u64 = 20;
+const MORE_POINTS: &str = "SAVE_RECOVERY_POINTS";
+/// From how many of them on the disk is full.
+const FULL: u64 = 4;
+const WORKERS: usize = 4;
 
 pub fn main() {
     recovery::child();
@@ -32,8 +32,14 @@ pub fn main() {
 fn kill(operation: &dyn Operation) {
     let runtime = Runtime::new().unwrap();
     let devnet = runtime.block_on(Devnet::start(devnet::MIN_NODES)).unwrap();
+    let effort = Effort {
+        most: env::var(MORE_POINTS).map_or(POINTS, |points| points.parse().unwrap()),
+        in_turns: true,
+        full: FULL,
+        workers: WORKERS,
+    };
     let ana = runtime.block_on(Ana::start(&devnet));
-    let hosts: Vec<Host> = (0..EFFORT.workers)
+    let hosts: Vec<Host> = (0..WORKERS)
         .map(|n| runtime.block_on(devnet.host(&format!("ben-{n}"))).unwrap())
         .collect();
     let launches: Vec<_> = hosts
@@ -41,7 +47,7 @@ fn kill(operation: &dyn Operation) {
         .map(|host| || -> Command { host.command(env::current_exe().unwrap()) })
         .collect();
     let (ana_ref, runtime_ref) = (&ana, &runtime);
-    recovery::sweep(operation.name(), EFFORT, |worker| {
+    recovery::sweep(operation.name(), effort, |worker| {
         let (group, link) = runtime_ref.block_on(ana_ref.group());
         let settings = hosts[worker].network_settings().serving_nobody();
         let launch: Launch<'_> = &launches[worker];

@@ -147,7 +147,7 @@ impl Job<'_> {
             return Ok(part.ranges.clone());
         }
         let here = self.engine.store.blobs().observe(part.hash).await;
-        let here = here.map_err(|e| Failure::Store(io::Error::other(e)))?;
+        let here = here.map_err(Failure::store)?;
         Ok(&part.ranges - &here.ranges)
     }
 
@@ -228,7 +228,7 @@ impl Job<'_> {
         let import = store
             .import_bao(hash, size, ON_THE_WAY)
             .await
-            .map_err(|e| Failure::Store(io::Error::other(e)))?;
+            .map_err(Failure::store)?;
         let tree = BaoTree::new(got, IROH_BLOCK_SIZE);
         let stream = RecvStreamAsyncStreamReader::new(reader);
         let mut decoder = ResponseDecoder::new(hash.into(), ranges, tree, stream);
@@ -258,7 +258,7 @@ impl Job<'_> {
                                 if got > WORTH_A_MARK {
                                     // Without the mark, all of it would be fetched once more after a crash.
                                     let written = self.inner.held.write(&self.inner.ledger).await;
-                                    written.map_err(|e| Failure::Store(io::Error::other(e)))?;
+                                    written.map_err(Failure::store)?;
                                 }
                             }
                         }
@@ -271,13 +271,18 @@ impl Job<'_> {
         // What came is written down, also where it broke off.
         match import.rx.await {
             Ok(Ok(())) => received,
-            Ok(Err(error)) => Err(Failure::Store(io::Error::other(error))),
+            Ok(Err(error)) => Err(Failure::store(error)),
             Err(_) => Err(Failure::Store(io::ErrorKind::BrokenPipe.into())),
         }
     }
 }
 
 impl Failure {
+    /// The store refused something.
+    fn store(cause: impl std::error::Error + 'static) -> Self {
+        Self::Store(iroh(cause))
+    }
+
     /// What a stream's error says.
     fn of(error: &io::Error) -> Self {
         match code(error) {
@@ -359,10 +364,15 @@ pub(super) async fn observe(peer: &Peer, hash: Hash) -> Result<ChunkRanges> {
 
 /// The first link of a hash sequence; none where there is none, or the blob is not complete.
 pub(super) async fn first_child(store: &Store, hash: Hash) -> io::Result<Option<Hash>> {
-    match store.status(hash).await.map_err(io::Error::other)? {
+    match store.status(hash).await.map_err(iroh)? {
         BlobStatus::Complete { size } if size <= LONGEST_SEQUENCE => {}
         _ => return Ok(None),
     }
-    let bytes = store.get_bytes(hash).await.map_err(io::Error::other)?;
+    let bytes = store.get_bytes(hash).await.map_err(iroh)?;
     Ok(HashSeq::new(bytes).and_then(|sequence| sequence.get(0)))
+}
+
+/// What iroh-blobs reported of the store.
+fn iroh(cause: impl std::error::Error + 'static) -> io::Error {
+    store_adapter::Error::iroh(cause).into_io()
 }
