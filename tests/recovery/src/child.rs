@@ -17,6 +17,9 @@ use crate::{
     trial::{ACKNOWLEDGED, DONE, FAILED, FULL, LOG, OPERATION, ROLE, Role, TRIAL},
 };
 
+/// How the names of files end that hold many blobs.
+const PACK: &str = ".pack";
+
 /// Is the process of a device, and does not return, if that is what this process was started for.
 pub fn child() {
     let Ok(role) = env::var(ROLE) else { return };
@@ -142,8 +145,10 @@ async fn check(operation: &dyn Operation, trial: &Path) {
     device.check_kept().await;
     let blobs = verify(&device).await;
     limited("stopping", device.backend.stop()).await.unwrap();
-    let files = size_of(&Device::directory(trial).join("blobs"));
-    tell(&format!("{found:?} {blobs} {files}"));
+    let store = Device::directory(trial).join("blobs");
+    let packs = size_of(&store, &|name| name.ends_with(PACK));
+    let files = size_of(&store, &|name| !name.ends_with(PACK));
+    tell(&format!("{found:?} {blobs} {files} {packs}"));
 }
 
 /// Checks that nothing in the store is damaged, and says how many blobs there are.
@@ -154,14 +159,15 @@ async fn verify(device: &Device) -> u64 {
     report.blobs
 }
 
-/// The bytes of all files in a directory.
-fn size_of(directory: &Path) -> u64 {
+/// The bytes of the files in a directory whose names are counted.
+fn size_of(directory: &Path, counts: &dyn Fn(&str) -> bool) -> u64 {
     let entries = fs::read_dir(directory).unwrap();
     let sizes = entries.map(|entry| {
         let entry = entry.unwrap();
         match entry.metadata().unwrap() {
-            metadata if metadata.is_dir() => size_of(&entry.path()),
-            metadata => metadata.len(),
+            metadata if metadata.is_dir() => size_of(&entry.path(), counts),
+            metadata if counts(&entry.file_name().to_string_lossy()) => metadata.len(),
+            _ => 0,
         }
     });
     sizes.sum()

@@ -107,8 +107,10 @@ pub struct Check {
     pub found: State,
     /// Blobs in the store at the end, when the change was made again and garbage collected.
     pub blobs: u64,
-    /// Bytes of the store's files then.
+    /// Bytes of the store's files then, but for packs.
     pub files: u64,
+    /// Bytes of its packs, in which many blobs lie.
+    pub packs: u64,
 }
 
 /// One device in a directory of its own, which goes with this.
@@ -274,6 +276,7 @@ impl<'a> Trial<'a> {
             found,
             blobs: number(),
             files: number(),
+            packs: number(),
         }
     }
 }
