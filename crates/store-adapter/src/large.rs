@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, io, mem, sync::Arc};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use iroh_blobs::{Hash, HashAndFormat, api::TempTag};
 use tokio::task::JoinHandle;
 
@@ -25,28 +25,16 @@ const BLOCKS: usize = 3;
 /// After so much, what was written is pushed to the disk while more comes in.
 const SYNC_BYTES: u64 = 64 * 1024 * 1024;
 
-/// A block's bytes, and the same sealed.
-#[derive(Default)]
-struct Buffers {
-    data: Vec<u8>,
-    sealed: Vec<u8>,
-}
-
-/// The hashes of a block that was sealed and written, and its memory.
-type Sealed = (Vec<[u8; 32]>, Buffers);
-
 /// A blob that goes to a file while it is read, with constant memory.
 pub(crate) struct Large<'a> {
     core: &'a Core,
     entry: Entry,
     file: Arc<dyn SegmentFile>,
     segments: Arc<Segments>,
-    buffer: Buffers,
+    buffer: BytesMut,
     /// The next group that is given out to be sealed.
     next: u64,
-    sealing: VecDeque<JoinHandle<io::Result<Sealed>>>,
-    /// Memory of blocks that are written. To give it back and ask for it again is what makes a process grow.
-    spare: Vec<Buffers>,
+    sealing: VecDeque<JoinHandle<io::Result<Vec<[u8; 32]>>>>,
     syncing: Option<JoinHandle<io::Result<()>>>,
     unsynced: u64,
     size: u64,
@@ -85,10 +73,9 @@ impl<'a> Large<'a> {
             segments: Arc::new(Segments::new(&entry.key())?),
             entry,
             file,
-            buffer: Buffers::default(),
+            buffer: BytesMut::with_capacity(BLOCK),
             next: 0,
             sealing: VecDeque::new(),
-            spare: Vec::new(),
             syncing: None,
             unsynced: 0,
             size: 0,
@@ -101,13 +88,9 @@ impl<'a> Large<'a> {
     pub(crate) async fn feed(&mut self, mut data: Bytes) -> Result<()> {
         self.size += data.len() as u64;
         while !data.is_empty() {
-            let block = &mut self.buffer.data;
-            if block.capacity() < BLOCK {
-                block.reserve_exact(BLOCK - block.len());
-            }
-            let room = (BLOCK - block.len()).min(data.len());
-            block.extend_from_slice(&data.split_to(room));
-            if block.len() == BLOCK {
+            let room = (BLOCK - self.buffer.len()).min(data.len());
+            self.buffer.extend_from_slice(&data.split_to(room));
+            if self.buffer.len() == BLOCK {
                 self.seal().await?;
             }
         }
@@ -119,25 +102,22 @@ impl<'a> Large<'a> {
         while self.sealing.len() >= BLOCKS {
             self.sealed().await?;
         }
-        let spare = self.spare.pop().unwrap_or_default();
-        let mut block = mem::replace(&mut self.buffer, spare);
+        let block = mem::replace(&mut self.buffer, BytesMut::with_capacity(BLOCK)).freeze();
         let first = self.next;
-        self.next += block.data.len().div_ceil(SEGMENT) as u64;
+        self.next += block.len().div_ceil(SEGMENT) as u64;
         let (file, segments) = (self.file.clone(), self.segments.clone());
         self.sealing.push_back(tokio::task::spawn_blocking(move || {
-            let groups = block.data.len().div_ceil(SEGMENT);
+            let groups = block.len().div_ceil(SEGMENT);
             let mut hashes = Vec::with_capacity(groups);
-            block.sealed.reserve_exact(groups * SEALED_SEGMENT);
-            for (group, data) in (first..).zip(block.data.chunks(SEGMENT)) {
+            let mut sealed = Vec::with_capacity(groups * SEALED_SEGMENT);
+            for (group, data) in (first..).zip(block.chunks(SEGMENT)) {
                 hashes.push(group_hash(group, data));
                 segments
-                    .seal(group, data, &mut block.sealed)
+                    .seal(group, data, &mut sealed)
                     .map_err(Error::into_io)?;
             }
-            file.write_all_at(&block.sealed, sealed_offset(first))?;
-            block.data.clear();
-            block.sealed.clear();
-            Ok((hashes, block))
+            file.write_all_at(&sealed, sealed_offset(first))?;
+            Ok(hashes)
         }));
         Ok(())
     }
@@ -147,11 +127,10 @@ impl<'a> Large<'a> {
         let Some(block) = self.sealing.pop_front() else {
             return Ok(());
         };
-        let (hashes, buffers) = block
+        let hashes = block
             .await
             .map_err(|_| Error::Closed)?
             .map_err(segment_error)?;
-        self.spare.push(buffers);
         self.unsynced += (hashes.len() * SEGMENT) as u64;
         for hash in hashes {
             let mut pairs = Vec::new();
@@ -243,7 +222,7 @@ impl<'a> Large<'a> {
         pins: Pinning<'_>,
         format: iroh_blobs::BlobFormat,
     ) -> Result<(TempTag, bool)> {
-        if !self.buffer.data.is_empty() {
+        if !self.buffer.is_empty() {
             self.seal().await?;
         }
         while !self.sealing.is_empty() {
