@@ -371,13 +371,20 @@ async fn a_device_that_stays_offline_sends_nothing() {
     ben.list_until(&id, |paths| paths == ["first.txt"]).await;
     ana.on(|b| async move {
         b.go_offline().await.unwrap();
-        while b.status().online {
+        while b.status().attachment != "detached" {
             sleep(Duration::from_millis(50)).await;
         }
     })
     .await;
+    let before = sent(&ana).await;
     ana.put_unpublished(&id, "second.txt", b"two".to_vec())
         .await;
+    let of = id.clone();
+    ana.on(move |b| async move {
+        assert!(b.flush(&of, Duration::from_secs(3)).await.is_err());
+    })
+    .await;
+    assert_eq!(sent(&ana).await, before);
     ana.on(online).await;
     ana.flush(&id).await;
     ben.list_until(&id, |paths| paths == ["first.txt", "second.txt"])

@@ -120,6 +120,7 @@ async fn republish(device: &Device, id: &GroupId) {
         while let Err(error) = group.republish().await {
             assert!(error.is_retryable(), "{error}");
             eprintln!("not all of it is back: {error:?}");
+            tokio::time::sleep(Duration::from_millis(300)).await;
         }
     });
     timeout(Duration::from_secs(300) + LIMIT, work)

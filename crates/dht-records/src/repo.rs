@@ -278,8 +278,9 @@ impl RepoRecord {
     /// Watches of the record are registered anew.
     ///
     /// # Errors
-    /// [`Error::NotConfirmed`](crate::Error::NotConfirmed) if what others wrote is not back within 30 s, as when Veilid looked after
-    /// it less than five minutes ago; those of the network.
+    /// [`Error::NotConfirmed`](crate::Error::NotConfirmed) if not all is back: what this device wrote stays queued for
+    /// [`publish`](Self::publish); what others wrote may take longer than 30 s, as when Veilid looked after the record less than five
+    /// minutes ago, and is left to other devices where the record was made since this node was started. Those of the network.
     pub async fn republish(&self) -> Result<usize> {
         self.record.republish().await
     }

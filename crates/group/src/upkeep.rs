@@ -7,9 +7,12 @@ use std::{
 };
 
 use dht_records::{Fetch, SLOTS, SlotIndex, SlotRoot, SlotValue};
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{
+    StreamExt,
+    stream::{self, FuturesUnordered},
+};
 use tokio::time::{Instant, timeout};
-use veilid_core::{PublicKey, VeilidStateAttachmentCondition};
+use veilid_core::PublicKey;
 
 use crate::{
     Error, Group, GroupEvent, Result, engine,
@@ -34,6 +37,10 @@ const COLLECTIONS: usize = 16;
 const COLLECT: Duration = Duration::from_secs(300);
 /// How often the group's records are looked after, about.
 const REPUBLISH: Duration = Duration::from_secs(60 * 60);
+/// After so long, and twice as long each time up to that, when not all is there: Veilid looks after a record every five minutes at most.
+const REPUBLISH_AGAIN: Duration = Duration::from_secs(6 * 60);
+/// Records that are looked after at the same time.
+const RECORDS: usize = 16;
 
 pub(crate) fn start(group: &Group) {
     let tasks = &group.inner.tasks;
@@ -114,19 +121,6 @@ async fn online(group: &Group) -> Result<()> {
         .wait_for_attachment_condition(None, None)
         .await?;
     Ok(())
-}
-
-/// Waits until the node has no network.
-async fn offline(group: &Group) {
-    let condition = VeilidStateAttachmentCondition {
-        opt_public_internet_ready: Some(false),
-        ..VeilidStateAttachmentCondition::default()
-    };
-    let api = group.inner.ctx.records.api();
-    // An error says that the node shuts down.
-    let _attachment = api
-        .wait_for_attachment_condition(Some(condition), None)
-        .await;
 }
 
 /// Publishes what changes, again and again until it is published.
@@ -456,42 +450,53 @@ async fn until(time: Option<Instant>) {
 
 /// Sees to it that the network keeps the group's records, whoever wrote them: storage nodes forget what nobody asks for.
 async fn keep_alive(group: &Group) {
+    // After what comes with a start, and not all devices of a group at once.
+    let mut wait = REPUBLISH.mul_f64(0.02 + 0.08 * share());
+    let mut again = REPUBLISH_AGAIN;
     loop {
-        // After what comes with a start, and not all devices of a group at once.
-        let mut wait = REPUBLISH.mul_f64(0.02 + 0.08 * share());
-        // Until the network is gone: nobody knows how long it will be, and what storage nodes forget meanwhile.
-        while timeout(wait, offline(group)).await.is_err() {
-            wait = match republish(group).await {
-                Ok(lost) => {
-                    tracing::debug!(lost, "the group's records were looked after");
-                    REPUBLISH.mul_f64(0.8 + 0.4 * share())
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "not all of the group's records could be looked after");
-                    REPUBLISH.mul_f64(0.1)
-                }
-            };
-        }
+        tokio::time::sleep(wait).await;
+        // Where the time came while there was no network, at once when it is there.
         if online(group).await.is_err() {
             return;
         }
+        wait = match republish(group).await {
+            Ok(lost) => {
+                tracing::debug!(lost, "the group's records were looked after");
+                again = REPUBLISH_AGAIN;
+                REPUBLISH.mul_f64(0.8 + 0.4 * share())
+            }
+            Err(error) => {
+                tracing::debug!(%error, "not all of the group's records could be looked after");
+                let wait = again;
+                // What this device cannot bring back, another one may.
+                again = (again * 2).min(REPUBLISH);
+                wait
+            }
+        };
     }
 }
 
 /// Looks after each of the group's records once. Gives how many subkeys the network had lost.
 pub(crate) async fn republish(group: &Group) -> Result<usize> {
+    let mut repos = group.other_repos().await?;
+    repos.extend(group.own_repo().cloned());
+    repos.push(group.inner.guests.clone());
     let (mut lost, mut failed) = (0, None);
-    // The others are looked after, whatever becomes of one.
+    // The others are looked after, whatever becomes of one, and do not wait until it is back.
     let mut looked_after = |outcome: dht_records::Result<usize>| match outcome {
         Ok(more) => lost += more,
         Err(error) => failed = Some(error),
     };
-    looked_after(group.inner.record.republish().await);
-    let mut repos = group.other_repos().await?;
-    repos.extend(group.own_repo().cloned());
-    repos.push(group.inner.guests.clone());
-    for repo in repos {
-        match repo.record().republish().await {
+    let repos = async {
+        let records = stream::iter(repos);
+        let records = records.map(|repo| async move { repo.record().republish().await });
+        let outcomes: Vec<_> = records.buffer_unordered(RECORDS).collect().await;
+        outcomes
+    };
+    let (own, repos) = tokio::join!(group.inner.record.republish(), repos);
+    looked_after(own);
+    for outcome in repos {
+        match outcome {
             // Nobody ever published there.
             Err(dht_records::Error::RecordNotFound) => {}
             outcome => looked_after(outcome),

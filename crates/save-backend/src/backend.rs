@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use veilid_core::{AttachmentState, VeilidAPI};
+use veilid_core::{AttachmentState, VeilidAPI, VeilidAPIError};
 
 use crate::{
     BackendBuilder, Error, EventKind, EventStream, GroupId, KeyStorage, Result, events::Events,
@@ -39,6 +39,14 @@ const LONGEST_REATTACH: Duration = Duration::from_secs(80);
 pub(crate) struct Attachment {
     pub(crate) state: String,
     pub(crate) online: bool,
+}
+
+/// Whether the node is to be on the network. Held while that changes, and while it is attached anew.
+#[derive(Debug)]
+struct Wanted {
+    online: bool,
+    /// How often that changed.
+    changes: u64,
 }
 
 impl Default for Attachment {
@@ -93,8 +101,7 @@ pub(crate) struct Inner {
     /// Groups are made and joined one at a time, so that a link used twice at once makes one member.
     pub(crate) joining: tokio::sync::Mutex<()>,
     attachment: watch::Receiver<Attachment>,
-    /// Whether the node is to be on the network. Held while that changes, and while it is attached anew.
-    wanted_online: tokio::sync::Mutex<bool>,
+    wanted: Arc<tokio::sync::Mutex<Wanted>>,
     pub(crate) events: Arc<Events>,
     pub(crate) cancel: CancellationToken,
     pub(crate) tasks: TaskTracker,
@@ -132,7 +139,7 @@ impl Backend {
                 broken: Mutex::default(),
                 joining: tokio::sync::Mutex::default(),
                 attachment,
-                wanted_online: tokio::sync::Mutex::new(online),
+                wanted: Arc::new(tokio::sync::Mutex::new(Wanted { online, changes: 0 })),
                 events,
                 cancel: CancellationToken::new(),
                 tasks: TaskTracker::new(),
@@ -150,11 +157,13 @@ impl Backend {
     }
 
     fn keep_attached(&self) {
-        let inner = self.inner.clone();
+        let (cancel, inner) = (self.inner.cancel.clone(), &self.inner);
+        let (api, attachment) = (inner.api.clone(), inner.attachment.clone());
+        let work = keep_attached(api, attachment, inner.wanted.clone());
         self.inner.tasks.spawn(async move {
             tokio::select! {
-                () = inner.cancel.cancelled() => {}
-                () = keep_attached(&inner) => {}
+                () = cancel.cancelled() => {}
+                () = work => {}
             }
         });
     }
@@ -265,7 +274,8 @@ impl Backend {
     }
 
     /// Leaves the network, and stays away until [`go_online`](Self::go_online) or the next start. What is on this device can be used
-    /// all the same. Others are not told; they find out when this device does not answer.
+    /// all the same. Does not wait until the node has left, which takes a moment; the [`status`](Self::status) says "detached" then.
+    /// Others are not told; they find out when this device does not answer.
     ///
     /// # Errors
     /// [`Error::Stopped`].
@@ -274,19 +284,22 @@ impl Backend {
     }
 
     async fn set_online(&self, online: bool) -> Result<()> {
-        let mut wanted = self.inner.wanted_online.lock().await;
+        let mut wanted = self.inner.wanted.lock().await;
         if self.inner.cancel.is_cancelled() {
             return Err(Error::Stopped);
         }
-        if *wanted != online {
-            *wanted = online;
+        if wanted.online != online {
+            wanted.online = online;
+            wanted.changes += 1;
             let done = match online {
                 true => self.inner.api.attach().await,
                 false => self.inner.api.detach().await,
             };
-            if let Err(error) = done {
-                // It is so already, since Veilid was to be attached anew and did not.
-                tracing::debug!(%error, online, "the node stays as it is");
+            match done {
+                Ok(()) => {}
+                Err(VeilidAPIError::NotInitialized) => return Err(Error::Stopped),
+                // It is so already.
+                Err(error) => tracing::debug!(%error, online, "the node stays as it is"),
             }
         }
         Ok(())
@@ -407,8 +420,11 @@ impl Backend {
 }
 
 /// Attaches the node anew when it has been away from the network for long.
-async fn keep_attached(inner: &Inner) {
-    let (api, mut attachment) = (&inner.api, inner.attachment.clone());
+async fn keep_attached(
+    api: VeilidAPI,
+    mut attachment: watch::Receiver<Attachment>,
+    wanted: Arc<tokio::sync::Mutex<Wanted>>,
+) {
     loop {
         // The first attaching is Veilid's own affair, however long it takes.
         if attachment.wait_for(|now| now.online).await.is_err()
@@ -417,16 +433,17 @@ async fn keep_attached(inner: &Inner) {
             return;
         }
         let mut patience = FIRST_REATTACH;
+        let changes = wanted.lock().await.changes;
         loop {
             match timeout(patience, attachment.wait_for(|now| now.online)).await {
                 Ok(Ok(_)) => break,
                 Ok(Err(_)) => return,
                 Err(_) => {}
             }
-            let wanted = inner.wanted_online.lock().await;
-            if !*wanted {
-                patience = FIRST_REATTACH;
-                continue;
+            let wanted = wanted.lock().await;
+            if !wanted.online || wanted.changes != changes {
+                // It is away because it was to be; attaching after that is a first time again.
+                break;
             }
             tracing::info!("away from the network for long: attaching anew");
             // Neither can harm: a node that is being detached or attached already says so.

@@ -172,14 +172,21 @@ fn store_kind(error: &store_adapter::Error) -> ErrorKind {
 
 /// What a table of Veilid's could not read or write comes in words only, those of SQLite or of the system.
 fn veilid_kind(error: &VeilidAPIError) -> ErrorKind {
-    let text = error.to_string();
-    let is_storage = [
-        "SqliteFailure",
+    const DAMAGE: &[&str] = &["DatabaseCorrupt", "NotADatabase"];
+    const STORAGE: &[&str] = &[
+        "DiskFull",
+        "SystemIoFailure",
+        "CannotOpen",
         "disk is full",
         "No space left",
         "I/O error",
+        "unable to open",
     ];
-    if is_storage.iter().any(|words| text.contains(words)) {
+    let text = error.to_string();
+    let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    if says(DAMAGE) {
+        ErrorKind::Damaged
+    } else if says(STORAGE) {
         ErrorKind::Io
     } else {
         ErrorKind::Other
@@ -202,26 +209,57 @@ fn system_kind(kind: io::ErrorKind) -> ErrorKind {
 mod tests {
     use super::*;
 
+    fn table(code: &str) -> VeilidAPIError {
+        let failure = format!("Rusqlite(SqliteFailure(Error {{ code: {code} }}, None))");
+        VeilidAPIError::generic(format!("failed to store: {failure}"))
+    }
+
     #[test]
     fn a_full_disk_is_told_whoever_met_it() {
         let full = || io::Error::from(io::ErrorKind::StorageFull);
-        let blobs = store_adapter::Error::iroh(io::Error::other(full()));
-        assert!(
-            matches!(&blobs, store_adapter::Error::Blobs { cause, .. } if cause.contains("space")),
-            "{blobs:?}"
-        );
-        let blobs = store_adapter::Error::iroh(full());
-        let table = VeilidAPIError::generic(
-            "failed to store: Rusqlite(SqliteFailure(Error { code: DiskFull }, None))",
-        );
+        let store = |error| Error::Group(group::Error::Repo(repo::Error::Store(error)));
         for error in [
-            Error::Group(group::Error::Repo(repo::Error::Store(blobs))),
+            store(store_adapter::Error::iroh(full())),
             Error::Group(group::Error::Store(full())),
-            Error::Records(dht_records::Error::Veilid(table.clone())),
-            Error::Veilid(table),
+            Error::Records(dht_records::Error::Veilid(table("DiskFull"))),
+            Error::Veilid(table("DiskFull")),
         ] {
             assert_eq!(error.kind(), ErrorKind::Io, "{error:?}");
         }
+        assert_eq!(
+            Error::Veilid(table("DatabaseCorrupt")).kind(),
+            ErrorKind::Damaged
+        );
+        assert_eq!(
+            Error::Veilid(table("DatabaseBusy")).kind(),
+            ErrorKind::Other
+        );
+    }
+
+    #[test]
+    fn what_the_store_said_comes_back_through_iroh() {
+        use store_adapter::Error as E;
+        let io = |kind| E::Io {
+            path: "store".into(),
+            source: io::Error::new(kind, "so it is"),
+        };
+        let damaged = E::Damaged {
+            path: "store".into(),
+            cause: "so it is".to_owned(),
+        };
+        for (error, kind) in [
+            (io(io::ErrorKind::Other), ErrorKind::Io),
+            (io(io::ErrorKind::StorageFull), ErrorKind::Io),
+            (damaged, ErrorKind::Damaged),
+            (E::Closed, ErrorKind::Other),
+        ] {
+            let back = E::iroh(error.into_io());
+            assert!(back.to_string().matches("failed").count() < 2, "{back}");
+            assert_eq!(store_kind(&back), kind, "{back:?}");
+        }
+        // A blob that is not there is no file of the system's.
+        let missing = io::Error::from(io::ErrorKind::NotFound);
+        assert_eq!(store_kind(&E::iroh(missing)), ErrorKind::Other);
     }
 
     #[test]

@@ -196,6 +196,10 @@ impl Error {
             Self::KeyringUnavailable { reason } => Self::KeyringUnavailable {
                 reason: reason.clone(),
             },
+            Self::Damaged { path, cause } => Self::Damaged {
+                path: path.clone(),
+                cause: cause.clone(),
+            },
             Self::Blobs { cause, kind } => Self::Blobs {
                 cause: cause.clone(),
                 kind: *kind,
@@ -207,10 +211,14 @@ impl Error {
     /// As iroh's interface takes it.
     pub fn into_io(self) -> io::Error {
         match self {
+            // Of others the kind says what it was.
+            Self::Io { ref source, .. } if source.kind() == io::ErrorKind::Other => {
+                io::Error::other(self)
+            }
+            Self::Blobs { kind, .. } => io::Error::new(kind, self),
             Self::Io { source, .. } | Self::Input { source } => source,
             Self::Closed => io::Error::new(io::ErrorKind::BrokenPipe, self),
             Self::ByReference => io::Error::new(io::ErrorKind::InvalidInput, self),
-            Self::Blobs { kind, .. } => io::Error::new(kind, self),
             other => io::Error::other(other),
         }
     }
@@ -221,9 +229,16 @@ impl Error {
         let mut layer: Option<&(dyn std::error::Error + 'static)> = Some(&cause);
         while let Some(error) = layer {
             if let Some(error) = error.downcast_ref::<io::Error>() {
-                return Self::Blobs {
-                    cause: error.to_string(),
-                    kind: error.kind(),
+                // What the store itself said comes back as it was.
+                return match error
+                    .get_ref()
+                    .and_then(|inner| inner.downcast_ref::<Self>())
+                {
+                    Some(ours) => ours.again(),
+                    None => Self::Blobs {
+                        cause: error.to_string(),
+                        kind: system_kind(error),
+                    },
                 };
             }
             layer = error.source();
@@ -235,6 +250,40 @@ impl Error {
         Self::Blobs {
             cause: cause.to_string(),
             kind: io::ErrorKind::Other,
+        }
+    }
+}
+
+/// The kind of an error if the system gave it. iroh and this store use some kinds for what is theirs, such as a blob that is not there.
+fn system_kind(error: &io::Error) -> io::ErrorKind {
+    use io::ErrorKind as E;
+    match error.kind() {
+        E::BrokenPipe | E::InvalidInput | E::InvalidData | E::NotFound | E::UnexpectedEof => {
+            E::Other
+        }
+        kind => kind,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iroh_blobs::api;
+
+    use super::*;
+
+    #[test]
+    fn what_the_system_said_is_found_below_irohs_layers() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let wrapped = [
+            Error::iroh(api::Error::Io(full())),
+            Error::iroh(api::RequestError::from(api::Error::Io(full()))),
+        ];
+        for error in wrapped {
+            let Error::Blobs { cause, kind } = error else {
+                panic!("{error:?}")
+            };
+            assert_eq!(kind, io::ErrorKind::StorageFull);
+            assert_eq!(cause, full().to_string());
         }
     }
 }

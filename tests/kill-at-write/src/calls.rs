@@ -138,10 +138,9 @@ macro_rules! opens {
             let directory = libc::AT_FDCWD;
             $(let directory = { let _ = directory; $directory };)?
             // SAFETY: the path is the caller's, a C string.
-            let changes = $flags & O_TRUNC != 0
-                || $flags & O_CREAT != 0
-                    && unsafe { libc::faccessat(directory, $path, F_OK, 0) } != 0;
-            let turn = if changes {
+            let makes = $flags & O_CREAT != 0
+                && unsafe { libc::faccessat(directory, $path, F_OK, 0) } != 0;
+            let turn = if makes || $flags & O_TRUNC != 0 {
                 // SAFETY: as above.
                 let place = unsafe { Place::named_at(directory, $path) };
                 turn::take(stringify!($name), &[place])
@@ -150,7 +149,7 @@ macro_rules! opens {
             };
             if let Some(turn) = &turn {
                 turn.die_if_last(|| {});
-                if $flags & O_CREAT != 0 && turn.has_no_space() {
+                if makes && turn.has_no_space() {
                     return -1;
                 }
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dht_records::Fetch;
-use save_backend::{ErrorKind, GroupId, PublicKey, RepoSync};
+use save_backend::{GroupId, PublicKey, RepoSync};
 use tokio::time::sleep;
 
 use crate::{Device, File, Operation, State, device::limited};
@@ -308,11 +308,6 @@ impl Operation for SyncGroup {
                 let synced = device.backend.sync_all(&id, |_| {}).await?;
                 if synced.iter().all(RepoSync::is_complete) {
                     return Ok(());
-                }
-                // A full disk does not get better by asking again.
-                let mut errors = synced.into_iter().filter_map(|sync| sync.error);
-                if let Some(error) = errors.find(|error| error.kind() == ErrorKind::Io) {
-                    return Err(error);
                 }
                 sleep(Duration::from_millis(300)).await;
             }

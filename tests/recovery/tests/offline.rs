@@ -9,6 +9,7 @@ fn main() {
         most: u64::MAX,
         in_turns: false,
         full: 8,
+        dead: 0,
         workers: 2,
     };
 

@@ -18,6 +18,8 @@ use tokio::{
 const POINTS: u64 = 20;
 const MORE_POINTS: &str = "SAVE_RECOVERY_POINTS";
 const WORKERS: usize = 4;
+/// Files of fewer bytes lie in packs.
+const PACKED: u64 = 256 * 1024;
 
 pub fn main() {
     recovery::child();
@@ -35,6 +37,11 @@ fn kill(operation: &dyn Operation) {
         in_turns: true,
         // Whoever waits for the network finds out by and by only that there is no space.
         full: 0,
+        dead: OF_THE_OTHER
+            .iter()
+            .map(|file| file.bytes().len() as u64)
+            .filter(|len| *len < PACKED)
+            .sum(),
         workers: WORKERS,
     };
     let ana = runtime.block_on(Ana::start(&devnet));

@@ -234,13 +234,19 @@ impl Record {
                 }
             }
         }
+        let mut queued = false;
         if !round.todo.is_empty() {
             let _publishing = self.core.publishing.lock().await;
             self.mark_lost(round.todo.keys().copied()).await?;
-            // What does not get through now stays queued for `publish`.
-            let _outcomes = self.push(round, Vec::new()).await?;
+            let outcomes = self.push(round, Vec::new()).await?;
+            queued = outcomes
+                .values()
+                .any(|outcome| matches!(outcome, Outcome::Failed(_)));
         }
         self.return_of(&theirs).await?;
+        if queued {
+            return Err(Error::NotConfirmed);
+        }
         Ok(lost)
     }
 
@@ -249,12 +255,17 @@ impl Record {
         let begin = Instant::now();
         while !subkeys.is_empty() {
             tokio::time::sleep(LOOK).await;
-            let on_network = self.on_network().await?;
-            if subkeys
-                .iter()
-                .all(|(subkey, seq)| on_network.get(subkey).copied() >= *seq)
-            {
-                break;
+            match self.on_network().await {
+                Ok(on_network) => {
+                    let is_back = |(subkey, seq): (&u32, &Option<u32>)| {
+                        on_network.get(subkey).copied() >= *seq
+                    };
+                    if subkeys.iter().all(is_back) {
+                        break;
+                    }
+                }
+                Err(error) if error.is_retryable() => {}
+                Err(error) => return Err(error),
             }
             if begin.elapsed() > RETURN {
                 return Err(Error::NotConfirmed);
