@@ -98,6 +98,10 @@ pub enum Error {
     /// network replaces the row.
     #[error("row of the record cache is damaged")]
     CacheRow,
+    /// Veilid does not find a record among its own that it has open, most often because there was no space when it was to be stored. It
+    /// opens it again after the node was started anew; what was written is queued here all the same.
+    #[error("record is not in the node's own store")]
+    NotStored,
     /// The cache was closed, because the node is stopping.
     #[error("record cache is closed")]
     CacheClosed,
@@ -129,6 +133,9 @@ impl Error {
     }
 }
 
+/// What Veilid says of a record that it has open and cannot find, while it is open and when it is to be opened again.
+const NOT_STORED: [&str; 2] = ["but is now missing", "should never be opened at this point"];
+
 impl From<VeilidAPIError> for Error {
     fn from(error: VeilidAPIError) -> Self {
         match error {
@@ -136,6 +143,12 @@ impl From<VeilidAPIError> for Error {
             VeilidAPIError::KeyNotFound { .. } => Error::RecordNotFound,
             // "offline, try again later", "no node answered": the same to a caller.
             VeilidAPIError::TryAgain { .. } | VeilidAPIError::NoConnection { .. } => Error::Offline,
+            // These, too, quote the key.
+            VeilidAPIError::Internal { message }
+                if NOT_STORED.iter().any(|words| message.contains(words)) =>
+            {
+                Error::NotStored
+            }
             other => Error::Veilid(other),
         }
     }

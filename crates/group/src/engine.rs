@@ -8,7 +8,6 @@ mod transfer;
 
 use std::{
     collections::HashMap,
-    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -52,7 +51,7 @@ enum Failure {
     NobodyHas,
     Nobody,
     TooLarge(u64),
-    Store(Arc<str>),
+    NotStored(Arc<Error>),
 }
 
 /// How far a blob is.
@@ -121,7 +120,7 @@ impl Ticket {
     /// Waits until the blob is verified and on disk.
     ///
     /// # Errors
-    /// [`Error::NobodyHas`], [`Error::MemberDoesNotAnswer`], [`Error::TooLarge`], [`Error::Store`], [`Error::Closed`].
+    /// [`Error::NobodyHas`], [`Error::MemberDoesNotAnswer`], [`Error::TooLarge`], [`Error::NotStored`], [`Error::Closed`].
     pub(crate) async fn done(&mut self, reporter: &Reporter) -> Result<()> {
         let hash = self.hash;
         let Some(progress) = &mut self.progress else {
@@ -152,7 +151,7 @@ impl Failure {
             },
             Self::Nobody => Error::MemberDoesNotAnswer,
             Self::TooLarge(limit) => Error::TooLarge { limit },
-            Self::Store(what) => Error::Store(io::Error::other(what.to_string())),
+            Self::NotStored(cause) => Error::NotStored(cause),
         }
     }
 }
@@ -271,11 +270,10 @@ impl Engine {
         if kind == Kind::Blob {
             return Ok(true);
         }
-        match transfer::first_child(&self.store, hash).await {
-            Ok(Some(names)) => self.store.blobs().has(names).await.map_err(Error::store),
+        match transfer::first_child(&self.store, hash).await? {
+            Some(names) => self.store.blobs().has(names).await.map_err(Error::store),
             // It is no collection, which whoever wanted it finds out.
-            Ok(None) => Ok(true),
-            Err(error) => Err(Error::Store(error)),
+            None => Ok(true),
         }
     }
 
@@ -335,11 +333,13 @@ impl Engine {
     }
 
     /// The local store does not take what comes: nobody who waits for this blob can be helped.
-    fn store_failed(&self, hash: Hash, error: &io::Error) {
-        tracing::warn!(%error, "a blob cannot be stored");
-        let what: Arc<str> = error.to_string().into();
+    fn store_failed(&self, hash: Hash, error: Error) {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "a blob cannot be stored"
+        );
         let mut state = self.lock();
-        self.fail(&mut state, hash, Failure::Store(what));
+        self.fail(&mut state, hash, Failure::NotStored(Arc::new(error)));
     }
 
     fn report(&self, state: &State, hash: Hash, change: impl FnOnce(&mut Progress)) {

@@ -1,6 +1,6 @@
 //! What can go wrong in a group.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use iroh_blobs::Hash;
 
@@ -26,6 +26,12 @@ pub enum Error {
     /// The store's adapter failed.
     #[error("the local blob store failed")]
     StoreAdapter(#[from] store_adapter::Error),
+    /// A blob that came cannot be kept, for a reason of this device's. What of it is here already stays.
+    #[error("what came cannot be stored")]
+    NotStored(#[source] Arc<Error>),
+    /// What was written here cannot be published, for a reason that does not pass by itself. It is here all the same, and tried again.
+    #[error("what was written here cannot be published")]
+    NotPublished(#[source] Arc<Error>),
     /// Veilid refused a call, most often because the node is shutting down.
     #[error("the Veilid node refused a call")]
     Veilid(#[from] veilid_core::VeilidAPIError),
@@ -106,6 +112,25 @@ impl Error {
         Self::Store(store_adapter::Error::iroh(cause).into_io())
     }
 
+    /// Whether this device's own disk or node failed: neither the network nor another member is to blame.
+    pub(crate) fn is_local(&self) -> bool {
+        use dht_records::Error as R;
+        match self {
+            Self::Store(_)
+            | Self::StoreAdapter(_)
+            | Self::NotStored(_)
+            | Self::Repo(repo::Error::Store(_)) => true,
+            Self::Veilid(error) => !R::from(error.clone()).is_retryable(),
+            Self::Records(error) | Self::Repo(repo::Error::Records(error)) => {
+                matches!(
+                    error,
+                    R::Veilid(_) | R::NotStored | R::CacheRow | R::CacheClosed
+                ) && !error.is_retryable()
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the same call can succeed later without a change by the caller.
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -113,6 +138,7 @@ impl Error {
             Self::Repo(e) => e.is_retryable(),
             Self::Tunnel(e) => e.is_retryable(),
             Self::StoreAdapter(e) => e.is_retryable(),
+            Self::NotStored(cause) | Self::NotPublished(cause) => cause.is_retryable(),
             Self::GroupDoesNotAnswer
             | Self::MemberDoesNotAnswer
             | Self::NobodyHas { .. }

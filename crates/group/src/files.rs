@@ -76,12 +76,12 @@ impl Group {
     /// online; what cannot be had is listed as it was last seen.
     ///
     /// # Errors
-    /// With `Fetch::Network` those of reading the group's record.
+    /// Those of the local disk; with `Fetch::Network` those of reading the group's record.
     pub async fn list(&self, fetch: Fetch) -> Result<Vec<ListedFile>> {
         self.check_readable()?;
         if matches!(fetch, Fetch::Network) {
             self.refresh_members().await?;
-            self.sync_collections().await;
+            self.sync_collections().await?;
         }
         let mut files = Vec::new();
         for member in self.members(Fetch::Cached).await? {
@@ -124,8 +124,11 @@ impl Group {
         Ok(found)
     }
 
-    /// Brings every member's collection here, all at once; who does not answer is left for later. Whether all of them are here now.
-    pub(crate) async fn sync_collections(&self) -> bool {
+    /// Brings every member's collection here, all at once; who does not answer is left for later.
+    ///
+    /// # Errors
+    /// Those of the local disk.
+    async fn sync_collections(&self) -> Result<()> {
         let members: Vec<PublicKey> = self
             .known_members()
             .into_iter()
@@ -137,14 +140,15 @@ impl Group {
             .map(|member| self.sync_collection(member))
             .collect();
         let mut syncs = stream::iter(syncs).buffer_unordered(COLLECTIONS);
-        let mut all = true;
+        let mut failed = None;
         while let Some(outcome) = syncs.next().await {
-            if let Err(error) = outcome {
-                tracing::debug!(%error, "a member's collection cannot be had now");
-                all = false;
+            match outcome {
+                Err(error) if error.is_local() => failed = failed.or(Some(error)),
+                Err(error) => tracing::debug!(%error, "a member's collection cannot be had now"),
+                Ok(()) => {}
             }
         }
-        all
+        failed.map_or(Ok(()), Err)
     }
 
     /// A member's file, fetched first where it is not here. Reading needs no network once all of it is here.

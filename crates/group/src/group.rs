@@ -182,6 +182,38 @@ pub struct Group {
     pub(crate) inner: Arc<Inner>,
 }
 
+/// How far publishing is.
+#[derive(Debug, Default)]
+pub(crate) struct Publishing {
+    /// Local changes that are published.
+    done: u64,
+    /// Attempts that were begun, one after the other.
+    begun: u64,
+    /// The last attempt that failed for a reason of this device's.
+    failed: Option<(u64, Arc<Error>)>,
+}
+
+impl Publishing {
+    pub(crate) fn begin(&mut self) {
+        self.begun += 1;
+    }
+
+    pub(crate) fn reached(&mut self, changes: u64) {
+        self.done = self.done.max(changes);
+        self.failed = None;
+    }
+
+    pub(crate) fn failed(&mut self, cause: Error) {
+        self.failed = Some((self.begun, Arc::new(cause)));
+    }
+
+    /// Why an attempt failed that came after so many.
+    fn failed_since(&self, attempts: u64) -> Option<&Arc<Error>> {
+        let (attempt, cause) = self.failed.as_ref()?;
+        (*attempt > attempts).then_some(cause)
+    }
+}
+
 pub(crate) struct Inner {
     pub(crate) ctx: GroupContext,
     pub(crate) access: GroupAccess,
@@ -211,7 +243,7 @@ pub(crate) struct Inner {
     pub(crate) dirty: Notify,
     /// Counts local changes; what is published lags behind it.
     pub(crate) changes: watch::Sender<u64>,
-    pub(crate) published: watch::Sender<u64>,
+    pub(crate) publishing: watch::Sender<Publishing>,
     events: broadcast::Sender<GroupEvent>,
     pub(crate) cancel: CancellationToken,
     pub(crate) tasks: TaskTracker,
@@ -497,7 +529,7 @@ impl Group {
                 roots_changed: Notify::new(),
                 dirty: Notify::new(),
                 changes: watch::Sender::new(0),
-                published: watch::Sender::new(0),
+                publishing: watch::Sender::default(),
                 events: broadcast::Sender::new(EVENTS),
                 cancel: CancellationToken::new(),
                 tasks: TaskTracker::new(),
@@ -573,7 +605,7 @@ impl Group {
 
     /// Whether something that was written here is not published yet.
     pub fn has_unpublished(&self) -> bool {
-        *self.inner.published.borrow() < *self.inner.changes.borrow()
+        self.inner.publishing.borrow().done < *self.inner.changes.borrow()
     }
 
     /// What that is, in the order of [`Unpublished`].
@@ -610,15 +642,23 @@ impl Group {
     /// Waits until everything that was written before the call is published.
     ///
     /// # Errors
-    /// [`Error::Timeout`]: nothing is lost, and publishing goes on by itself. [`Error::Closed`] once stopped.
+    /// [`Error::Timeout`]; [`Error::NotPublished`] as soon as it fails for a reason that does not pass by itself, such as a full disk.
+    /// Either way nothing is lost, and publishing goes on by itself. [`Error::Closed`] once stopped.
     pub async fn flush(&self, limit: Duration) -> Result<()> {
         let target = *self.inner.changes.borrow();
-        let mut published = self.inner.published.subscribe();
+        let mut publishing = self.inner.publishing.subscribe();
+        let begun = publishing.borrow().begun;
         self.inner.dirty.notify_one();
+        let ended =
+            publishing.wait_for(|now| now.done >= target || now.failed_since(begun).is_some());
         let wait = async {
-            tokio::select! {
-                done = published.wait_for(|done| *done >= target) => done.map(|_| ()).map_err(|_| Error::Closed),
-                () = self.inner.cancel.cancelled() => Err(Error::Closed),
+            let now = tokio::select! {
+                now = ended => now.map_err(|_| Error::Closed)?,
+                () = self.inner.cancel.cancelled() => return Err(Error::Closed),
+            };
+            match now.failed_since(begun) {
+                Some(cause) if now.done < target => Err(Error::NotPublished(cause.clone())),
+                _ => Ok(()),
             }
         };
         timeout(limit, wait)

@@ -192,6 +192,8 @@ pub(crate) enum End {
     BrokeOff,
     /// It brought nothing for too long.
     Stalled,
+    /// What came cannot be stored here, which says nothing of the holder.
+    NotStored,
 }
 
 /// What follows from what was put in.
@@ -470,7 +472,7 @@ impl Scheduler {
                 self.events
                     .push(Event::Behaved(task.holder, Some(Fault::Lied)));
             }
-            End::Busy => {}
+            End::Busy | End::NotStored => {}
             End::BrokeOff | End::Stalled => {
                 holder.batch = (task.parts.len() / 2).max(1);
                 if holder.failed.is_none_or(|failed| task.started > failed) {

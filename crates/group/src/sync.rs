@@ -138,7 +138,10 @@ impl Group {
         member: &PublicKey,
         on_progress: Option<OnSync>,
     ) -> Result<RepoSync> {
-        let collection = self.sync_collection(member).await;
+        let collection = match self.sync_collection(member).await {
+            Err(error) if error.is_local() => return Err(error),
+            collection => collection,
+        };
         let mut report = self.files_here(member, on_progress.as_ref()).await?;
         if report.missing.is_empty() {
             report.emit();
@@ -277,6 +280,8 @@ impl Group {
                     files.counts.files.fetch_add(1, Ordering::Relaxed);
                     files.emit();
                 }
+                // Nor could the next one be stored.
+                Err(error @ Error::NotStored(_)) => return Err(error),
                 Err(error) if error.is_retryable() || matches!(error, Error::TooLarge { .. }) => {
                     tracing::debug!(%error, size, "a file cannot be had now");
                     first.get_or_insert(error);

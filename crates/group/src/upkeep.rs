@@ -16,6 +16,7 @@ use veilid_core::PublicKey;
 
 use crate::{
     Error, Group, GroupEvent, Result, engine,
+    group::Publishing,
     own::Own,
     serve,
     slots::{self, Content},
@@ -133,12 +134,11 @@ async fn keep_published(group: &Group) {
             return;
         }
         let target = *inner.changes.borrow();
+        inner.publishing.send_modify(Publishing::begin);
         match publish(group, &mut unmerged).await {
             Ok(()) => {
                 pause = PAUSE;
-                inner
-                    .published
-                    .send_modify(|done| *done = target.max(*done));
+                inner.publishing.send_modify(|now| now.reached(target));
                 if *inner.changes.borrow() == target {
                     inner.emit(GroupEvent::Published);
                     // Woken by a change, or looks again after a while.
@@ -148,6 +148,9 @@ async fn keep_published(group: &Group) {
             Err(error) => {
                 tracing::debug!(%error, "publishing is tried again");
                 inner.emit(GroupEvent::Retrying { what: "publishing" });
+                if error.is_local() || !error.is_retryable() {
+                    inner.publishing.send_modify(|now| now.failed(error));
+                }
                 let _ = timeout(pause, inner.dirty.notified()).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }

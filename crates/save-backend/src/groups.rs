@@ -390,7 +390,7 @@ impl Backend {
     /// The files of all members; with `refresh`, members and their collections are brought up to date first.
     ///
     /// # Errors
-    /// [`Error::GroupNotFound`]; with `refresh` those of reading the group's record.
+    /// [`Error::GroupNotFound`]; those of the local disk; with `refresh` those of reading the group's record.
     pub async fn list(&self, id: &GroupId, refresh: bool) -> Result<Vec<ListedFile>> {
         Ok(self.group(id)?.list(freshness(refresh)).await?)
     }
@@ -436,7 +436,8 @@ impl Backend {
     /// Waits until everything that was written into a group before the call is published.
     ///
     /// # Errors
-    /// [`Error::GroupNotFound`]; [`group::Error::Timeout`] within [`Error::Group`]: nothing is lost, and publishing goes on.
+    /// [`Error::GroupNotFound`]; within [`Error::Group`], [`group::Error::Timeout`], and [`group::Error::NotPublished`] as soon as it fails
+    /// for a reason that does not pass by itself, such as a full disk. Either way nothing is lost, and publishing goes on.
     pub async fn flush(&self, id: &GroupId, limit: Duration) -> Result<()> {
         Ok(self.group(id)?.flush(limit).await?)
     }

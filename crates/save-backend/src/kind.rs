@@ -81,6 +81,7 @@ fn group_kind(error: &group::Error) -> ErrorKind {
         E::Repo(error) => repo_kind(error),
         E::StoreAdapter(error) => store_kind(error),
         E::Store(error) => io_kind(error),
+        E::NotStored(cause) | E::NotPublished(cause) => group_kind(cause),
         E::GroupFull { .. }
         | E::ReadOnly
         | E::Unreadable
@@ -136,6 +137,7 @@ fn records_kind(error: &dht_records::Error) -> ErrorKind {
         | E::SlotIndexMismatch { .. }
         | E::KeyMismatch
         | E::CacheRow => ErrorKind::Damaged,
+        E::NotStored => ErrorKind::Io,
         E::Veilid(error) => veilid_kind(error),
         _ => ErrorKind::Other,
     }

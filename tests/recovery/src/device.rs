@@ -130,17 +130,18 @@ impl Device {
     }
 
     /// Waits until everything is published, if there is a network.
-    pub async fn flush(&self, id: &GroupId) {
+    pub async fn flush(&self, id: &GroupId) -> save_backend::Result<()> {
         if self.is_online {
-            self.backend.flush(id, LIMIT).await.unwrap();
+            self.backend.flush(id, LIMIT).await?;
         }
+        Ok(())
     }
 
     /// Makes the group that only this device is in, with the files that have to stay whatever happens.
     pub(crate) async fn keep(&self) {
         let group = self.backend.create_group(OWN, "Ben").await.unwrap();
         self.put(&group.id, &KEPT).await.unwrap();
-        self.flush(&group.id).await;
+        self.flush(&group.id).await.unwrap();
     }
 
     /// Checks that what was there before the change is there, and is what it was.

@@ -262,15 +262,15 @@ impl Operation for JoinGroup {
         let link = device.link();
         let joined = device.backend.join_group(&link, "Ben");
         let group = limited("joining", joined).await?;
-        device.flush(&group.id).await;
+        device.flush(&group.id).await?;
         // What the other has is listed by and by, and belongs to what is compared.
         let listed = async {
-            while device.backend.list(&group.id, true).await.unwrap().len() < OF_THE_OTHER.len() {
+            while device.backend.list(&group.id, true).await?.len() < OF_THE_OTHER.len() {
                 sleep(Duration::from_millis(300)).await;
             }
+            Ok(())
         };
-        limited("listing", listed).await;
-        Ok(())
+        limited("listing", listed).await
     }
 
     async fn state(&self, device: &Device) -> State {

@@ -17,6 +17,9 @@ use tokio::{
 /// says how many.
 const POINTS: u64 = 20;
 const MORE_POINTS: &str = "SAVE_RECOVERY_POINTS";
+/// From how many of them on the disk gets full, unless this variable says how many.
+const FULL: u64 = 4;
+const MORE_FULL: &str = "SAVE_RECOVERY_FULL";
 const WORKERS: usize = 4;
 /// Files of fewer bytes lie in packs.
 const PACKED: u64 = 256 * 1024;
@@ -33,10 +36,9 @@ fn kill(operation: &dyn Operation) {
     let runtime = Runtime::new().unwrap();
     let devnet = runtime.block_on(Devnet::start(devnet::MIN_NODES)).unwrap();
     let effort = Effort {
-        most: env::var(MORE_POINTS).map_or(POINTS, |points| points.parse().unwrap()),
+        most: of_variable(MORE_POINTS, POINTS),
         in_turns: true,
-        // Whoever waits for the network finds out by and by only that there is no space.
-        full: 0,
+        full: of_variable(MORE_FULL, FULL),
         dead: OF_THE_OTHER
             .iter()
             .map(|file| file.bytes().len() as u64)
@@ -67,6 +69,10 @@ fn kill(operation: &dyn Operation) {
         ana.stop().await;
         devnet.stop().await.unwrap();
     });
+}
+
+fn of_variable(name: &str, usual: u64) -> u64 {
+    env::var(name).map_or(usual, |value| value.parse().unwrap())
 }
 
 /// The member who is there all the time.

@@ -101,11 +101,24 @@ impl Core {
             })
             .await;
         match (opened, owner) {
-            (Ok(_), _) => {}
+            (Ok(_), _) => self.store_new(&context).await?,
             (Err(Error::RecordNotFound), Some(owner)) => self.create_and_open(owner).await?,
             (Err(error), _) => return Err(error),
         }
         *open = true;
+        Ok(())
+    }
+
+    /// Has Veilid store a record that it found on the network just now, which it does when a record is closed. Otherwise it would lose it
+    /// where there is no space later on, and could neither close it nor open it again.
+    async fn store_new(&self, context: &RoutingContext) -> Result<()> {
+        if !self.inner.cache.subkeys(&self.opaque).await?.is_empty() {
+            return Ok(());
+        }
+        context.close_dht_record(self.key.clone()).await?;
+        let _descriptor = context
+            .open_dht_record(self.key.clone(), None, None)
+            .await?;
         Ok(())
     }
 

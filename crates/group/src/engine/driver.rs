@@ -348,8 +348,7 @@ async fn check(inner: Arc<Inner>, engine: Arc<Engine>, hash: Hash, kind: Kind) {
         Ok(None) => state.scheduler.complete(hash),
         Ok(Some(missing)) => state.scheduler.incomplete(hash, missing),
         Err(error) => {
-            let what: Arc<str> = error.to_string().into();
-            engine.fail(&mut state, hash, Failure::Store(what));
+            engine.fail(&mut state, hash, Failure::NotStored(Arc::new(error)));
         }
     }
     drop(state);

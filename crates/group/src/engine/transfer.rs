@@ -53,7 +53,7 @@ enum Failure {
     Lied,
     Busy,
     BrokeOff,
-    Store(io::Error),
+    Store(Error),
 }
 
 /// Does one task, and says how it ended.
@@ -75,8 +75,8 @@ pub(super) async fn run(inner: Arc<Inner>, engine: Arc<Engine>, peer: Arc<Peer>,
             Failure::Busy => End::Busy,
             Failure::BrokeOff => End::BrokeOff,
             Failure::Store(error) => {
-                engine.store_failed(hash, &error);
-                End::BrokeOff
+                engine.store_failed(hash, error);
+                End::NotStored
             }
         },
     };
@@ -247,7 +247,7 @@ impl Job<'_> {
                         BaoContentItem::Parent(_) => 0,
                     };
                     if import.tx.send(item).await.is_err() {
-                        break Err(Failure::Store(io::ErrorKind::BrokenPipe.into()));
+                        break Err(Failure::store(broken()));
                     }
                     if bytes > 0 {
                         if !any {
@@ -258,7 +258,7 @@ impl Job<'_> {
                                 if got > WORTH_A_MARK {
                                     // Without the mark, all of it would be fetched once more after a crash.
                                     let written = self.inner.held.write(&self.inner.ledger).await;
-                                    written.map_err(Failure::store)?;
+                                    written.map_err(Failure::Store)?;
                                 }
                             }
                         }
@@ -272,7 +272,7 @@ impl Job<'_> {
         match import.rx.await {
             Ok(Ok(())) => received,
             Ok(Err(error)) => Err(Failure::store(error)),
-            Err(_) => Err(Failure::Store(io::ErrorKind::BrokenPipe.into())),
+            Err(_) => Err(Failure::store(broken())),
         }
     }
 }
@@ -280,7 +280,7 @@ impl Job<'_> {
 impl Failure {
     /// The store refused something.
     fn store(cause: impl std::error::Error + 'static) -> Self {
-        Self::Store(iroh(cause))
+        Self::Store(Error::store(cause))
     }
 
     /// What a stream's error says.
@@ -363,16 +363,16 @@ pub(super) async fn observe(peer: &Peer, hash: Hash) -> Result<ChunkRanges> {
 }
 
 /// The first link of a hash sequence; none where there is none, or the blob is not complete.
-pub(super) async fn first_child(store: &Store, hash: Hash) -> io::Result<Option<Hash>> {
-    match store.status(hash).await.map_err(iroh)? {
+pub(super) async fn first_child(store: &Store, hash: Hash) -> Result<Option<Hash>> {
+    match store.status(hash).await.map_err(Error::store)? {
         BlobStatus::Complete { size } if size <= LONGEST_SEQUENCE => {}
         _ => return Ok(None),
     }
-    let bytes = store.get_bytes(hash).await.map_err(iroh)?;
+    let bytes = store.get_bytes(hash).await.map_err(Error::store)?;
     Ok(HashSeq::new(bytes).and_then(|sequence| sequence.get(0)))
 }
 
-/// What iroh-blobs reported of the store.
-fn iroh(cause: impl std::error::Error + 'static) -> io::Error {
-    store_adapter::Error::iroh(cause).into_io()
+/// The store ended an import, and does not say why.
+fn broken() -> io::Error {
+    io::ErrorKind::BrokenPipe.into()
 }

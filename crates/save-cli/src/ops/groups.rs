@@ -1,5 +1,6 @@
 //! Operations on groups and members.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -10,7 +11,7 @@ use super::{Context, selection};
 use crate::error::{Error, Failure, Result};
 use crate::items::{Item, LeftAlone, Secret, Stage};
 
-/// How often a change is looked for that waits to be published.
+/// How often it is said that a change waits to be published.
 const PUBLICATION_INTERVAL: Duration = Duration::from_millis(200);
 
 impl Context<'_> {
@@ -181,17 +182,19 @@ impl Context<'_> {
 
     async fn published(&self, id: &GroupId) -> Result<()> {
         self.output.touch();
-        let waiting = |groups: Vec<GroupInfo>| {
-            groups
-                .into_iter()
-                .any(|group| group.id == *id && group.unpublished)
-        };
-        while waiting(self.backend.groups().await) {
-            self.online().await?;
-            self.output.progress(Stage::Publishing, 0, None);
-            tokio::time::sleep(PUBLICATION_INTERVAL).await;
+        // The limit is the caller's.
+        let mut published = pin!(self.backend.flush(id, Duration::MAX));
+        loop {
+            tokio::select! {
+                done = &mut published => return Ok(done?),
+                () = tokio::time::sleep(PUBLICATION_INTERVAL) => {}
+            }
+            let stage = match self.backend.status().online {
+                true => Stage::Publishing,
+                false => Stage::Connecting,
+            };
+            self.output.progress(stage, 0, None);
         }
-        Ok(())
     }
 }
 
