@@ -131,6 +131,16 @@ impl Error {
             _ => false,
         }
     }
+
+    /// Whether this device's disk or node failed: neither the network nor a value is to blame, and waiting does not help.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        match self {
+            Error::NotStored | Error::CacheRow | Error::CacheClosed | Error::Randomness => true,
+            Error::Veilid(_) => !self.is_retryable(),
+            _ => false,
+        }
+    }
 }
 
 /// What Veilid says of a record that it has open and cannot find, while it is open and when it is to be opened again.

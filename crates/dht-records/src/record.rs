@@ -212,8 +212,8 @@ impl Record {
         self.cached(subkey).await
     }
 
-    /// Brings the cache up to what the network has: one inspection, then only what changed. Gives the subkeys whose
-    /// value on the network is of no use, and why.
+    /// Brings the cache up to what the network has: one inspection, then only what changed. Gives the subkeys that cannot be read or
+    /// whose value on the network is of no use, and why. Fails where this device cannot store what it read.
     pub(crate) async fn refresh(&self, subkeys: RangeInclusive<u32>) -> Result<Vec<(u32, Error)>> {
         let report = self.core.inspect().await?;
         let mut changed = Vec::new();
@@ -232,10 +232,12 @@ impl Record {
             .await;
         let mut failed = Vec::new();
         let mut resend = Vec::new();
+        let mut local = None;
         for (subkey, result) in results {
             match result {
                 Ok(Some(_)) => resend.push(subkey),
                 Ok(None) => {}
+                Err(error) if error.is_local() => local = Some(error),
                 Err(error) => failed.push((subkey, error)),
             }
         }
@@ -243,7 +245,7 @@ impl Record {
             self.restore(resend).await;
         }
         failed.sort_unstable_by_key(|(subkey, _)| *subkey);
-        Ok(failed)
+        local.map_or(Ok(failed), Err)
     }
 
     async fn refresh_one(&self, subkey: u32) -> Result<Option<Note>> {

@@ -114,19 +114,13 @@ impl Error {
 
     /// Whether this device's own disk or node failed: neither the network nor another member is to blame.
     pub(crate) fn is_local(&self) -> bool {
-        use dht_records::Error as R;
         match self {
             Self::Store(_)
             | Self::StoreAdapter(_)
             | Self::NotStored(_)
             | Self::Repo(repo::Error::Store(_)) => true,
-            Self::Veilid(error) => !R::from(error.clone()).is_retryable(),
-            Self::Records(error) | Self::Repo(repo::Error::Records(error)) => {
-                matches!(
-                    error,
-                    R::Veilid(_) | R::NotStored | R::CacheRow | R::CacheClosed
-                ) && !error.is_retryable()
-            }
+            Self::Veilid(error) => dht_records::Error::from(error.clone()).is_local(),
+            Self::Records(error) | Self::Repo(repo::Error::Records(error)) => error.is_local(),
             _ => false,
         }
     }

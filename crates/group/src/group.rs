@@ -27,6 +27,7 @@ use crate::{
     members::{Known, Role},
     own::Own,
     peers::{PeerId, Peers},
+    publish::Publishing,
     serve::Reach,
     wanted::Queue,
 };
@@ -147,71 +148,10 @@ pub enum GroupEvent {
     },
 }
 
-/// Something that this device wrote and that the network does not have yet. It is kept here, and tried again by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Unpublished {
-    /// The group's name, or where it moved to.
-    Group,
-    /// This member's name, or a notice that the group moved.
-    Member,
-    /// What this member archived or deleted.
-    Files,
-    /// This member's slot: the others cannot see the newest of the above, or not this member at all.
-    Slot,
-    /// The route by which this device can be reached.
-    Tunnel,
-}
-
-impl Unpublished {
-    /// A word for it, for people and for JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Group => "group",
-            Self::Member => "member",
-            Self::Files => "files",
-            Self::Slot => "slot",
-            Self::Tunnel => "tunnel",
-        }
-    }
-}
-
 /// A group. Cheap to clone; all clones are the same group.
 #[derive(Clone)]
 pub struct Group {
     pub(crate) inner: Arc<Inner>,
-}
-
-/// How far publishing is.
-#[derive(Debug, Default)]
-pub(crate) struct Publishing {
-    /// Local changes that are published.
-    done: u64,
-    /// Attempts that were begun, one after the other.
-    begun: u64,
-    /// The last attempt that failed for a reason of this device's.
-    failed: Option<(u64, Arc<Error>)>,
-}
-
-impl Publishing {
-    pub(crate) fn begin(&mut self) {
-        self.begun += 1;
-    }
-
-    pub(crate) fn reached(&mut self, changes: u64) {
-        self.done = self.done.max(changes);
-        self.failed = None;
-    }
-
-    pub(crate) fn failed(&mut self, cause: Error) {
-        self.failed = Some((self.begun, Arc::new(cause)));
-    }
-
-    /// Why an attempt failed that came after so many.
-    fn failed_since(&self, attempts: u64) -> Option<&Arc<Error>> {
-        let (attempt, cause) = self.failed.as_ref()?;
-        (*attempt > attempts).then_some(cause)
-    }
 }
 
 pub(crate) struct Inner {
@@ -476,26 +416,6 @@ impl Group {
         Ok(())
     }
 
-    /// Whether something that was written here is not published.
-    async fn is_behind(&self) -> Result<bool> {
-        let inner = &self.inner;
-        let Some(own) = &inner.own else {
-            return Ok(false);
-        };
-        if !own.repo.record().unpublished().await?.is_empty()
-            || !inner.record.unpublished().await?.is_empty()
-        {
-            return Ok(true);
-        }
-        let root = own.repo.record().root(Fetch::Cached).await?;
-        let root = root.map(|root| root.value.hash);
-        let slot = inner
-            .known()
-            .get(&own.repo.public_key().to_string())
-            .cloned();
-        Ok(slot.is_none_or(|known| known.root.map(|root| root.hash) != root))
-    }
-
     fn assemble(
         ctx: GroupContext,
         access: GroupAccess,
@@ -601,69 +521,6 @@ impl Group {
     /// What happens in the group from now on. A listener that falls far behind is told how many it missed.
     pub fn events(&self) -> broadcast::Receiver<GroupEvent> {
         self.inner.events.subscribe()
-    }
-
-    /// Whether something that was written here is not published yet.
-    pub fn has_unpublished(&self) -> bool {
-        self.inner.publishing.borrow().done < *self.inner.changes.borrow()
-    }
-
-    /// What that is, in the order of [`Unpublished`].
-    ///
-    /// # Errors
-    /// Those of the local disk.
-    pub async fn unpublished(&self) -> Result<Vec<Unpublished>> {
-        let inner = &self.inner;
-        let mut out = BTreeSet::new();
-        for subkey in inner.record.unpublished().await? {
-            out.insert(match subkey {
-                0 => Unpublished::Group,
-                _ => Unpublished::Slot,
-            });
-        }
-        for subkey in inner.seat().record().unpublished().await? {
-            out.insert(match subkey {
-                0 => Unpublished::Member,
-                1 => Unpublished::Files,
-                _ => Unpublished::Tunnel,
-            });
-        }
-        if let Some(own) = inner.own.as_ref().filter(|_| !inner.has_left()) {
-            if own.repo.unmerged().await?.is_some() {
-                out.insert(Unpublished::Files);
-            }
-            if self.is_behind().await? {
-                out.insert(Unpublished::Slot);
-            }
-        }
-        Ok(out.into_iter().collect())
-    }
-
-    /// Waits until everything that was written before the call is published.
-    ///
-    /// # Errors
-    /// [`Error::Timeout`]; [`Error::NotPublished`] as soon as it fails for a reason that does not pass by itself, such as a full disk.
-    /// Either way nothing is lost, and publishing goes on by itself. [`Error::Closed`] once stopped.
-    pub async fn flush(&self, limit: Duration) -> Result<()> {
-        let target = *self.inner.changes.borrow();
-        let mut publishing = self.inner.publishing.subscribe();
-        let begun = publishing.borrow().begun;
-        self.inner.dirty.notify_one();
-        let ended =
-            publishing.wait_for(|now| now.done >= target || now.failed_since(begun).is_some());
-        let wait = async {
-            let now = tokio::select! {
-                now = ended => now.map_err(|_| Error::Closed)?,
-                () = self.inner.cancel.cancelled() => return Err(Error::Closed),
-            };
-            match now.failed_since(begun) {
-                Some(cause) if now.done < target => Err(Error::NotPublished(cause.clone())),
-                _ => Ok(()),
-            }
-        };
-        timeout(limit, wait)
-            .await
-            .map_err(|_| Error::Timeout { limit })?
     }
 }
 

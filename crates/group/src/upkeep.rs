@@ -1,12 +1,11 @@
 //! What goes on in the background: publishing, listening, watching, serving.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
-use dht_records::{Fetch, SLOTS, SlotIndex, SlotRoot, SlotValue};
 use futures::{
     StreamExt,
     stream::{self, FuturesUnordered},
@@ -14,24 +13,11 @@ use futures::{
 use tokio::time::{Instant, timeout};
 use veilid_core::PublicKey;
 
-use crate::{
-    Error, Group, GroupEvent, Result, engine,
-    group::Publishing,
-    own::Own,
-    serve,
-    slots::{self, Content},
-    wanted,
-};
+use crate::{Group, GroupEvent, Result, engine, publish, serve, wanted};
 
 /// First pause after something did not work; it doubles up to `LONGEST_PAUSE`.
-const PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// What another device of this member wrote and nobody can give holds up what this one publishes for so long.
-const OVERRULE: Duration = Duration::from_secs(600);
-/// How often a slot is sought anew when others took it first.
-const RACES: usize = 16;
-/// A healthy group looks after itself so often even when nothing seems to change.
-const ROUND: Duration = Duration::from_secs(300);
+pub(crate) const PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Collections that are fetched at the same time.
 const COLLECTIONS: usize = 16;
 /// How long one of them may take until another is given its place.
@@ -59,7 +45,7 @@ pub(crate) fn start(group: &Group) {
             let cancel = group.inner.cancel.clone();
             let work = async {
                 match task {
-                    Task::Publish => keep_published(&group).await,
+                    Task::Publish => publish::keep_published(&group).await,
                     Task::Listen => keep_listening(&group).await,
                     Task::Watch => keep_watching(&group).await,
                     Task::Collect => keep_collecting(&group).await,
@@ -113,7 +99,7 @@ pub(crate) async fn stop(group: &Group, limit: Duration) {
 }
 
 /// Waits until the node is on the network.
-async fn online(group: &Group) -> Result<()> {
+pub(crate) async fn online(group: &Group) -> Result<()> {
     let _attached = group
         .inner
         .ctx
@@ -122,137 +108,6 @@ async fn online(group: &Group) -> Result<()> {
         .wait_for_attachment_condition(None, None)
         .await?;
     Ok(())
-}
-
-/// Publishes what changes, again and again until it is published.
-async fn keep_published(group: &Group) {
-    let inner = &group.inner;
-    let mut pause = PAUSE;
-    let mut unmerged = None;
-    loop {
-        if online(group).await.is_err() {
-            return;
-        }
-        let target = *inner.changes.borrow();
-        inner.publishing.send_modify(Publishing::begin);
-        match publish(group, &mut unmerged).await {
-            Ok(()) => {
-                pause = PAUSE;
-                inner.publishing.send_modify(|now| now.reached(target));
-                if *inner.changes.borrow() == target {
-                    inner.emit(GroupEvent::Published);
-                    // Woken by a change, or looks again after a while.
-                    let _ = timeout(ROUND, inner.dirty.notified()).await;
-                }
-            }
-            Err(error) => {
-                tracing::debug!(%error, "publishing is tried again");
-                inner.emit(GroupEvent::Retrying { what: "publishing" });
-                if error.is_local() || !error.is_retryable() {
-                    inner.publishing.send_modify(|now| now.failed(error));
-                }
-                let _ = timeout(pause, inner.dirty.notified()).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
-            }
-        }
-    }
-}
-
-async fn publish(group: &Group, since: &mut Option<Instant>) -> Result<()> {
-    let inner = &group.inner;
-    let Ok(own) = inner.writer() else {
-        return Ok(());
-    };
-    merge(group, own, since).await?;
-    // Before anybody learns of a root, it is served.
-    group.refresh_reach(&own.repo).await?;
-    let _ = own.repo.publish().await?.or_failure()?;
-    let _ = inner.record.publish().await?.or_failure()?;
-    // Another device of this member may have been first.
-    merge(group, own, since).await?;
-    advertise(group, own).await
-}
-
-/// Merges what this member's other devices published. What cannot be had for long is overruled: whoever wrote it merges when they are
-/// back.
-async fn merge(group: &Group, own: &Own, since: &mut Option<Instant>) -> Result<()> {
-    while own.repo.unmerged().await?.is_some() {
-        let Err(error) = group.sync_collection(own.repo.public_key()).await else {
-            *since = None;
-            continue;
-        };
-        let waited = since.get_or_insert_with(Instant::now).elapsed();
-        if waited < OVERRULE {
-            return Err(error);
-        }
-        tracing::warn!(%error, "what another device of this member wrote cannot be had, and is overruled");
-        own.repo.overrule().await?;
-    }
-    *since = None;
-    Ok(())
-}
-
-/// Sees to it that this member stands in a slot, with their newest root.
-async fn advertise(group: &Group, writer: &Own) -> Result<()> {
-    let inner = &group.inner;
-    let own = writer.repo.public_key().clone();
-    for _ in 0..RACES {
-        let me = writer.me();
-        let root = writer.repo.record().root(Fetch::Cached).await?;
-        let root = root.map(|root| SlotRoot {
-            hash: root.value.hash,
-            counter: root.counter,
-            bytes: root.value.bytes,
-            files: root.value.files,
-        });
-        group.take_up_slots(Fetch::Network).await?;
-        if inner.has_left() {
-            return Ok(());
-        }
-        let slots = inner.record.slots(Fetch::Cached).await?;
-        let mut seen = BTreeMap::new();
-        let mut mine = BTreeMap::new();
-        for (index, slot) in slots {
-            let content = match slot.map(|stamped| stamped.value) {
-                Ok(SlotValue::Member(slot)) if slot.repo == own => {
-                    mine.insert(index, slot);
-                    Content::Own
-                }
-                Ok(SlotValue::Empty) => Content::Empty,
-                Ok(SlotValue::Left(_)) => Content::Farewell,
-                _ => Content::Other,
-            };
-            seen.insert(index, content);
-        }
-        let full = Error::GroupFull {
-            slots: SLOTS as usize,
-        };
-        let index = slots::place(SlotIndex::start_of(&own), &seen).ok_or(full)?;
-        let stands = mine
-            .get(&index)
-            .is_some_and(|slot| slot.root == root && slot.name.as_deref() == Some(me.as_str()));
-        if stands {
-            let index = index.get();
-            if inner.record.unpublished().await?.contains(&index) {
-                let published = inner.record.publish().await?.or_failure()?;
-                if published.overwritten().any(|lost| lost == index) {
-                    continue;
-                }
-            }
-            return Ok(());
-        }
-        let slot = inner
-            .record
-            .sign_slot(index, &writer.keys, root, Some(&me))
-            .await?;
-        inner
-            .record
-            .set_slot(index, &SlotValue::Member(slot))
-            .await?;
-        // The next turn of the loop sees whether the slot is ours.
-        let _ = inner.record.publish().await?.or_failure()?;
-    }
-    Err(Error::Timeout { limit: PAUSE })
 }
 
 /// Listens on a tunnel, and publishes its route whenever that changes.

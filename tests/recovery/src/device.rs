@@ -17,7 +17,7 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 const OWN: &str = "Own archive";
 
 /// What each device has before the change, acknowledged and not touched by it.
-const KEPT: [File; 2] = [
+pub(crate) const KEPT: [File; 2] = [
     File::new("kept/small.txt", 700, 1),
     File::new("kept/large.bin", 300_000, 2),
 ];

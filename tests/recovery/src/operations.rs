@@ -7,10 +7,13 @@ use dht_records::Fetch;
 use save_backend::{GroupId, PublicKey, RepoSync};
 use tokio::time::sleep;
 
-use crate::{Device, File, Operation, State, device::limited};
+use crate::{
+    Device, File, Operation, State,
+    device::{KEPT, limited},
+};
 
 /// Changes that need no network.
-pub const OFFLINE: [&dyn Operation; 7] = [
+pub const OFFLINE: [&dyn Operation; 8] = [
     &Put {
         name: "put_a_small_file",
         before: &[],
@@ -36,6 +39,7 @@ pub const OFFLINE: [&dyn Operation; 7] = [
         files: &[File::new("changing.bin", 300_000, 16)],
     },
     &Delete(File::new("passing.bin", 300_000, 17)),
+    &CopyFiles,
     &LeaveGroup,
     &MoveGroup,
 ];
@@ -130,6 +134,48 @@ impl Operation for Delete {
             self.0.path
         );
         State::Old
+    }
+}
+
+/// Copies the files of a group into another one, sealed anew.
+struct CopyFiles;
+
+/// The name of the group that they are copied into.
+const COPIES: &str = "Copies";
+
+#[async_trait]
+impl Operation for CopyFiles {
+    fn name(&self) -> &'static str {
+        "copy_files"
+    }
+
+    async fn prepare(&self, device: &Device) {
+        let _group = device.backend.create_group(COPIES, "Ben").await.unwrap();
+    }
+
+    async fn apply(&self, device: &Device) -> save_backend::Result<()> {
+        let to = device.named(COPIES).await.expect("the other group");
+        let own = device.own().await;
+        let copied = device.backend.copy_files(&own, &to, |_, _| {});
+        let copied = limited("copying", copied).await?;
+        assert_eq!(copied.missing, 0);
+        Ok(())
+    }
+
+    async fn state(&self, device: &Device) -> State {
+        let to = device.named(COPIES).await.expect("the other group");
+        let mut copies = 0;
+        for file in &KEPT {
+            if let Some(found) = device.read(&to, file.path).await {
+                assert!(found == file.bytes(), "{} has other bytes", file.path);
+                copies += 1;
+            }
+        }
+        match copies {
+            0 => State::Old,
+            2 => State::New,
+            _ => panic!("a part of the files is there"),
+        }
     }
 }
 

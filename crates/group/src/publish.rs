@@ -1,0 +1,326 @@
+//! Publishing what this device writes into a group.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use dht_records::{Fetch, SLOTS, SlotIndex, SlotRoot, SlotValue};
+use tokio::time::{Instant, timeout};
+
+use crate::{
+    Error, Group, GroupEvent, Result,
+    own::Own,
+    slots::{self, Content},
+    upkeep::{LONGEST_PAUSE, PAUSE, online},
+};
+
+/// A healthy group looks after itself so often even when nothing seems to change.
+const ROUND: Duration = Duration::from_secs(300);
+/// What another device of this member wrote and nobody can give holds up what this one publishes for so long.
+const OVERRULE: Duration = Duration::from_secs(600);
+/// How often a slot is sought anew when others took it first.
+const RACES: usize = 16;
+
+/// Something that this device wrote and that the network does not have yet. It is kept here, and tried again by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Unpublished {
+    /// The group's name, or where it moved to.
+    Group,
+    /// This member's name, or a notice that the group moved.
+    Member,
+    /// What this member archived or deleted.
+    Files,
+    /// This member's slot: the others cannot see the newest of the above, or not this member at all.
+    Slot,
+    /// The route by which this device can be reached.
+    Tunnel,
+}
+
+impl Unpublished {
+    /// A word for it, for people and for JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Group => "group",
+            Self::Member => "member",
+            Self::Files => "files",
+            Self::Slot => "slot",
+            Self::Tunnel => "tunnel",
+        }
+    }
+}
+
+/// How far publishing is.
+#[derive(Debug, Default)]
+pub(crate) struct Publishing {
+    /// Local changes that are published.
+    done: u64,
+    /// Attempts that were begun, one after the other.
+    begun: u64,
+    /// The last attempt that failed for a reason of this device's.
+    failed: Option<(u64, Arc<Error>)>,
+}
+
+impl Publishing {
+    pub(crate) fn begin(&mut self) {
+        self.begun += 1;
+    }
+
+    pub(crate) fn reached(&mut self, changes: u64) {
+        self.done = self.done.max(changes);
+        self.failed = None;
+    }
+
+    pub(crate) fn failed(&mut self, cause: Error) {
+        self.failed = Some((self.begun, Arc::new(cause)));
+    }
+
+    /// Why an attempt failed that came after so many.
+    fn failed_since(&self, attempts: u64) -> Option<&Arc<Error>> {
+        let (attempt, cause) = self.failed.as_ref()?;
+        (*attempt > attempts).then_some(cause)
+    }
+}
+
+impl Group {
+    /// Whether something that was written here is not published yet.
+    pub fn has_unpublished(&self) -> bool {
+        self.inner.publishing.borrow().done < *self.inner.changes.borrow()
+    }
+
+    /// What that is, in the order of [`Unpublished`].
+    ///
+    /// # Errors
+    /// Those of the local disk.
+    pub async fn unpublished(&self) -> Result<Vec<Unpublished>> {
+        let inner = &self.inner;
+        let mut out = BTreeSet::new();
+        for subkey in inner.record.unpublished().await? {
+            out.insert(match subkey {
+                0 => Unpublished::Group,
+                _ => Unpublished::Slot,
+            });
+        }
+        for subkey in inner.seat().record().unpublished().await? {
+            out.insert(match subkey {
+                0 => Unpublished::Member,
+                1 => Unpublished::Files,
+                _ => Unpublished::Tunnel,
+            });
+        }
+        if let Some(own) = inner.own.as_ref().filter(|_| !inner.has_left()) {
+            if own.repo.unmerged().await?.is_some() {
+                out.insert(Unpublished::Files);
+            }
+            if self.is_behind().await? {
+                out.insert(Unpublished::Slot);
+            }
+        }
+        Ok(out.into_iter().collect())
+    }
+
+    /// Whether something that was written here is not published.
+    pub(crate) async fn is_behind(&self) -> Result<bool> {
+        let inner = &self.inner;
+        let Some(own) = &inner.own else {
+            return Ok(false);
+        };
+        if !own.repo.record().unpublished().await?.is_empty()
+            || !inner.record.unpublished().await?.is_empty()
+        {
+            return Ok(true);
+        }
+        let root = own.repo.record().root(Fetch::Cached).await?;
+        let root = root.map(|root| root.value.hash);
+        let slot = inner
+            .known()
+            .get(&own.repo.public_key().to_string())
+            .cloned();
+        Ok(slot.is_none_or(|known| known.root.map(|root| root.hash) != root))
+    }
+
+    /// Waits until everything that was written before the call is published.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`]; [`Error::NotPublished`] as soon as it fails for a reason that does not pass by itself, such as a full disk.
+    /// Either way nothing is lost, and publishing goes on by itself. [`Error::Closed`] once stopped.
+    pub async fn flush(&self, limit: Duration) -> Result<()> {
+        let target = *self.inner.changes.borrow();
+        let mut publishing = self.inner.publishing.subscribe();
+        let begun = publishing.borrow().begun;
+        self.inner.dirty.notify_one();
+        let ended =
+            publishing.wait_for(|now| now.done >= target || now.failed_since(begun).is_some());
+        let wait = async {
+            let now = tokio::select! {
+                now = ended => now.map_err(|_| Error::Closed)?,
+                () = self.inner.cancel.cancelled() => return Err(Error::Closed),
+            };
+            match now.failed_since(begun) {
+                Some(cause) if now.done < target => Err(Error::NotPublished(cause.clone())),
+                _ => Ok(()),
+            }
+        };
+        timeout(limit, wait)
+            .await
+            .map_err(|_| Error::Timeout { limit })?
+    }
+}
+
+/// Publishes what changes, again and again until it is published.
+pub(crate) async fn keep_published(group: &Group) {
+    let inner = &group.inner;
+    let mut pause = PAUSE;
+    let mut unmerged = None;
+    loop {
+        if online(group).await.is_err() {
+            return;
+        }
+        let target = *inner.changes.borrow();
+        inner.publishing.send_modify(Publishing::begin);
+        match publish(group, &mut unmerged).await {
+            Ok(()) => {
+                pause = PAUSE;
+                inner.publishing.send_modify(|now| now.reached(target));
+                if *inner.changes.borrow() == target {
+                    inner.emit(GroupEvent::Published);
+                    // Woken by a change, or looks again after a while.
+                    let _ = timeout(ROUND, inner.dirty.notified()).await;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "publishing is tried again");
+                inner.emit(GroupEvent::Retrying { what: "publishing" });
+                if error.is_local() || !error.is_retryable() {
+                    inner.publishing.send_modify(|now| now.failed(error));
+                }
+                let _ = timeout(pause, inner.dirty.notified()).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+}
+
+async fn publish(group: &Group, since: &mut Option<Instant>) -> Result<()> {
+    let inner = &group.inner;
+    let Ok(own) = inner.writer() else {
+        return Ok(());
+    };
+    merge(group, own, since).await?;
+    // Before anybody learns of a root, it is served.
+    group.refresh_reach(&own.repo).await?;
+    let _ = own.repo.publish().await?.or_failure()?;
+    let _ = inner.record.publish().await?.or_failure()?;
+    // Another device of this member may have been first.
+    merge(group, own, since).await?;
+    advertise(group, own).await
+}
+
+/// Merges what this member's other devices published. What cannot be had for long is overruled: whoever wrote it merges when they are
+/// back.
+async fn merge(group: &Group, own: &Own, since: &mut Option<Instant>) -> Result<()> {
+    while own.repo.unmerged().await?.is_some() {
+        let Err(error) = group.sync_collection(own.repo.public_key()).await else {
+            *since = None;
+            continue;
+        };
+        let waited = since.get_or_insert_with(Instant::now).elapsed();
+        if waited < OVERRULE {
+            return Err(error);
+        }
+        tracing::warn!(%error, "what another device of this member wrote cannot be had, and is overruled");
+        own.repo.overrule().await?;
+    }
+    *since = None;
+    Ok(())
+}
+
+/// Sees to it that this member stands in a slot, with their newest root.
+async fn advertise(group: &Group, writer: &Own) -> Result<()> {
+    let inner = &group.inner;
+    let own = writer.repo.public_key().clone();
+    for _ in 0..RACES {
+        let me = writer.me();
+        let root = writer.repo.record().root(Fetch::Cached).await?;
+        let root = root.map(|root| SlotRoot {
+            hash: root.value.hash,
+            counter: root.counter,
+            bytes: root.value.bytes,
+            files: root.value.files,
+        });
+        group.take_up_slots(Fetch::Network).await?;
+        if inner.has_left() {
+            return Ok(());
+        }
+        let slots = inner.record.slots(Fetch::Cached).await?;
+        let mut seen = BTreeMap::new();
+        let mut mine = BTreeMap::new();
+        for (index, slot) in slots {
+            let content = match slot.map(|stamped| stamped.value) {
+                Ok(SlotValue::Member(slot)) if slot.repo == own => {
+                    mine.insert(index, slot);
+                    Content::Own
+                }
+                Ok(SlotValue::Empty) => Content::Empty,
+                Ok(SlotValue::Left(_)) => Content::Farewell,
+                _ => Content::Other,
+            };
+            seen.insert(index, content);
+        }
+        let full = Error::GroupFull {
+            slots: SLOTS as usize,
+        };
+        let index = slots::place(SlotIndex::start_of(&own), &seen).ok_or(full)?;
+        let stands = mine
+            .get(&index)
+            .is_some_and(|slot| slot.root == root && slot.name.as_deref() == Some(me.as_str()));
+        if stands {
+            let index = index.get();
+            if inner.record.unpublished().await?.contains(&index) {
+                let published = inner.record.publish().await?.or_failure()?;
+                if published.overwritten().any(|lost| lost == index) {
+                    continue;
+                }
+            }
+            return Ok(());
+        }
+        let slot = inner
+            .record
+            .sign_slot(index, &writer.keys, root, Some(&me))
+            .await?;
+        inner
+            .record
+            .set_slot(index, &SlotValue::Member(slot))
+            .await?;
+        // The next turn of the loop sees whether the slot is ours.
+        let _ = inner.record.publish().await?.or_failure()?;
+    }
+    Err(Error::Timeout { limit: PAUSE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_failed_after_the_call_counts() {
+        let mut now = Publishing::default();
+        now.begin();
+        let before = now.begun;
+        now.failed(Error::Unreadable);
+        // The disk may have been full until then.
+        assert!(now.failed_since(before).is_none());
+        now.begin();
+        assert!(now.failed_since(before).is_none());
+        now.failed(Error::ReadOnly);
+        let cause = now.failed_since(before).unwrap();
+        assert!(matches!(**cause, Error::ReadOnly));
+        now.begin();
+        now.reached(7);
+        assert!(now.failed_since(before).is_none());
+        now.reached(3);
+        assert_eq!(now.done, 7);
+    }
+}
