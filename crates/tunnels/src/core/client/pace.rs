@@ -32,8 +32,10 @@ const GROWTH: f64 = 1.25;
 const FLAT_ROUNDS: u32 = 3;
 /// Or until so many replies in a row took much longer than the shortest round trip.
 const SLOW_REPLIES: u32 = 3;
-/// The shortest round trip is measured anew after this time, with a window that lets queues run empty.
+/// The shortest round trip is measured anew after this time, with a window that lets queues run empty; and not before so many round trips,
+/// since it costs two.
 const BASE_TIME: Duration = Duration::from_secs(10);
+const BASE_TRIPS: u32 = 20;
 /// A share of losses in one round after which no queueing is allowed for some rounds.
 const HEAVY: f64 = 0.3;
 const CAUTION: u64 = 16;
@@ -327,7 +329,10 @@ impl Pace {
         match self.base {
             Some((base, at)) if answer.took > base + base / 10 => {
                 let queued = self.smooth.saturating_sub(base) > queue(base) / 2;
-                if self.drain.is_none() && queued && now.saturating_sub(at) > BASE_TIME {
+                if self.drain.is_none()
+                    && queued
+                    && now.saturating_sub(at) > BASE_TIME.max(base * BASE_TRIPS)
+                {
                     self.drain = Some(Drain::Emptying);
                 }
             }
