@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use devnet::{Devnet, DevnetOptions, Node};
 use dht_records::RepoRecord;
-use futures::{StreamExt as _, stream};
+use futures::{StreamExt as _, future, stream};
 use integration_tests::peers::{Device, LIMIT, noise};
-use save_backend::{GroupId, LinkKind, RepoSync};
-use tokio::time::timeout;
+use save_backend::{ErrorKind, GroupId, Link, LinkKind, RepoSync};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use veilid_core::{CRYPTO_KIND_VLD0, DHTSchema, RecordKey, RoutingContext, VeilidAPIError};
 
 /// Records that are written before somebody looks, which makes those that are there the most recently used: each is kept by five of
@@ -104,28 +107,47 @@ async fn sync(device: &Device, id: &GroupId) {
                 if !synced.is_empty() && synced.iter().all(RepoSync::is_complete) {
                     return;
                 }
-                tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+                sleep(Duration::from_millis(300)).await;
             }
         })
         .await;
 }
 
-/// Looks after the records until the network has all of them. Veilid looks after a record every five minutes at most, so this may take
-/// longer than other calls.
-async fn republish(device: &Device, id: &GroupId) {
-    let (backend, id) = (device.backend.clone(), id.clone());
-    let work = device.host.run(async move {
+/// Looks after the records until the network has all of them and somebody new has joined. Veilid looks after a record every five minutes
+/// at most, and until then a single node may have it, whom not everybody asks; so this may take longer than other calls.
+async fn republish_until_joined(device: &Device, id: &GroupId, newcomer: &Device, link: &Link) {
+    let (joined, has_joined) = watch::channel(false);
+    let (backend, of) = (device.backend.clone(), id.clone());
+    let republish = device.host.run(async move {
         backend.wait_online(LIMIT).await.unwrap();
-        let group = backend.group(&id).unwrap();
-        while let Err(error) = group.republish().await {
-            assert!(error.is_retryable(), "{error}");
-            eprintln!("not all of it is back: {error:?}");
-            tokio::time::sleep(Duration::from_millis(300)).await;
+        let group = backend.group(&of).unwrap();
+        loop {
+            match group.republish().await {
+                Ok(_) if *has_joined.borrow() => return,
+                Ok(_) => {}
+                Err(error) => {
+                    assert!(error.is_retryable(), "{error}");
+                    eprintln!("not all of it is back: {error:?}");
+                }
+            }
+            sleep(Duration::from_secs(2)).await;
         }
     });
-    timeout(Duration::from_secs(300) + LIMIT, work)
-        .await
-        .expect("the network does not get the records back");
+    let (backend, link, me) = (newcomer.backend.clone(), link.clone(), newcomer.name);
+    let join = newcomer.host.run(async move {
+        while let Err(error) = backend.join_group(&link, me).await {
+            assert_eq!(error.kind(), ErrorKind::NoAnswer, "{error}");
+            sleep(Duration::from_millis(300)).await;
+        }
+        joined.send_replace(true);
+    });
+    timeout(
+        Duration::from_secs(300) + LIMIT,
+        future::join(republish, join),
+    )
+    .await
+    .expect("the network does not get the records back");
+    newcomer.flush(id).await;
 }
 
 /// Nobody of the group is online for a while, and others need the space. When a replica comes back, which can read nothing and wrote
@@ -171,9 +193,8 @@ async fn what_storage_nodes_forget_is_brought_back_by_anybody() {
     eprintln!("the records were gone after {written} others");
     replica.host.rejoin().await.unwrap();
     // All of it may be back before: with the network, everything that publishes and watches opens its records again.
-    republish(&replica, &id).await;
     let cleo = Device::start(&devnet, "cleo").await;
-    cleo.join_with(&link, &id).await;
+    republish_until_joined(&replica, &id, &cleo, &link).await;
     cleo.list_until(&id, |paths| paths == ["kept.bin"]).await;
     assert_eq!(cleo.get(&id, "kept.bin").await, noise(300_000, 1));
     for device in [cleo, replica] {

@@ -475,14 +475,16 @@ impl Group {
     }
 
     /// Sees to it that the network still has the group's records, whoever wrote them: storage nodes forget what nobody asks for. Gives
-    /// how many subkeys it had lost. This happens by itself every hour,
-    /// and in part whenever the group is opened. Any device can do it,
+    /// how many subkeys it had lost. This happens by itself every hour, and in part whenever the group is opened. Any device can do it,
     /// a replica too, with all that it knows; what it does not know, others have to bring back.
     ///
+    /// One storage node that gives a record is enough for this, and not for everybody to find it. Veilid itself spreads a record to five
+    /// when it is looked after, every five minutes at most.
+    ///
     /// # Errors
-    /// [`NotConfirmed`](dht_records::Error::NotConfirmed) if something is not back yet. The device itself tries again in some
-    /// minutes; what others wrote into a record that was made since this device was started, only other devices bring back. Those of the
-    /// network. What could be looked after was.
+    /// [`NotConfirmed`](dht_records::Error::NotConfirmed) if something is not back yet. The device itself tries again in some minutes;
+    /// what others wrote into a record that was made since this device was started, only other devices bring back. Those of the network.
+    /// What could be looked after was.
     pub async fn republish(&self) -> Result<usize> {
         crate::upkeep::republish(self).await
     }

@@ -144,7 +144,7 @@ impl BackendBuilder {
         let api = veilid_core::api_startup(callback, self.config(namespace)?)
             .await
             .map_err(|error| startup_error(&self.directory, error))?;
-        match self.open(&api, &updates, events, lock).await {
+        match Box::pin(self.open(&api, &updates, events, lock)).await {
             Ok(backend) => Ok(backend),
             Err(error) => {
                 // Nothing holds on to the node any more; without this it would keep its directory locked.

@@ -56,7 +56,7 @@ impl Core {
     pub(super) async fn create(&self, owner: &KeyPair) -> Result<()> {
         let mut open = self.open.lock().await;
         if !*open {
-            self.create_and_open(owner).await?;
+            Box::pin(self.create_and_open(owner)).await?;
             *open = true;
         }
         Ok(())
@@ -101,8 +101,10 @@ impl Core {
             })
             .await;
         match (opened, owner) {
-            (Ok(_), _) => self.store_new(&context).await?,
-            (Err(Error::RecordNotFound), Some(owner)) => self.create_and_open(owner).await?,
+            (Ok(_), _) => Box::pin(self.store_new(&context)).await?,
+            (Err(Error::RecordNotFound), Some(owner)) => {
+                Box::pin(self.create_and_open(owner)).await?;
+            }
             (Err(error), _) => return Err(error),
         }
         *open = true;
@@ -237,7 +239,8 @@ impl Core {
         call: impl Future<Output = Result<T, VeilidAPIError>>,
     ) -> Result<T> {
         let _under_way = self.inner.counters.begin(operation);
-        match tokio::time::timeout(after, call).await {
+        // Veilid's futures take kilobytes, and would make each future large that waits for one.
+        match tokio::time::timeout(after, Box::pin(call)).await {
             Ok(result) => result.map_err(Error::from),
             Err(_) => Err(Error::Timeout {
                 operation: operation.name(),
