@@ -34,7 +34,7 @@ const KEPT_BLOBS: usize = 12 * 1024;
 /// Files that stay open after use.
 const KEPT_FILES: usize = 64;
 /// Pages of hash trees in memory, 64 KiB at most each.
-const KEPT_PAGES: usize = 96;
+const KEPT_PAGES: usize = 16;
 /// A partial blob to which more is coming is written down again after so many times as long as that took.
 const WRITE_PAUSE: u32 = 3;
 /// Groups that all exports together may read ahead.

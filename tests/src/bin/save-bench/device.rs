@@ -70,6 +70,8 @@ impl Device {
         settings.write(&file)?;
         let mut command = Command::from(host.command(std::env::current_exe()?));
         command
+            // As `save` has it.
+            .env("MALLOC_ARENA_MAX", "1")
             .arg(CHILD)
             .arg("--dir")
             .arg(host.directory().join("device"))
