@@ -15,10 +15,10 @@ use tokio::{
 
 /// At how many of a change's writes devices are killed. Each finds its network twice, so there is time for some only, unless this variable
 /// says how many.
-const POINTS: u64 = 20;
+const POINTS: u64 = 12;
 const MORE_POINTS: &str = "SAVE_RECOVERY_POINTS";
 /// From how many of them on the disk gets full, unless this variable says how many.
-const FULL: u64 = 4;
+const FULL: u64 = 3;
 const MORE_FULL: &str = "SAVE_RECOVERY_FULL";
 const WORKERS: usize = 4;
 /// Files of fewer bytes lie in packs.
