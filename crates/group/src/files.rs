@@ -144,10 +144,7 @@ impl Group {
         while let Some(outcome) = syncs.next().await {
             match outcome {
                 Err(error) if error.is_local() => failed = failed.or(Some(error)),
-                Err(error) => tracing::debug!(
-                    error = &error as &dyn std::error::Error,
-                    "a member's collection cannot be had now"
-                ),
+                Err(error) => tracing::debug!(%error, "a member's collection cannot be had now"),
                 Ok(()) => {}
             }
         }

@@ -385,20 +385,14 @@ impl Group {
         for repo in group.other_repos().await? {
             // What one member published must not keep this device from its own files.
             if let Err(error) = group.refresh_reach(&repo).await {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "a member's collection cannot be read"
-                );
+                tracing::warn!(%error, "a member's collection cannot be read");
                 all = false;
             }
         }
         if let Some(own) = &group.inner.own
             && let Err(error) = group.refresh_reach(&own.repo).await
         {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "the own collection cannot be read"
-            );
+            tracing::warn!(%error, "the own collection cannot be read");
         }
         if all {
             group.inner.held.tidy(|hash| group.inner.reach.names(hash));
@@ -569,10 +563,7 @@ where
                 Ok(Some(answer)) => return Ok(answer),
                 Ok(None) => {}
                 Err(error) if error.is_retryable() => {
-                    tracing::debug!(
-                        error = &error as &dyn std::error::Error,
-                        "the group does not answer yet"
-                    );
+                    tracing::debug!(%error, "the group does not answer yet");
                 }
                 Err(error) => return Err(error),
             }

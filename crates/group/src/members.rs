@@ -310,10 +310,7 @@ impl Group {
         }
         if let Err(error) = inner.ledger.write(rows).await {
             // The record says it too, for as long as nobody overwrites it.
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "who is in the group is not written down"
-            );
+            tracing::warn!(%error, "who is in the group is not written down");
         }
         for repo in gone {
             self.let_go(&repo).await;
@@ -381,10 +378,7 @@ impl Group {
             self.forget_wanted_of(repo).await
         };
         if let Err(error) = forgotten.await {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "what somebody who left had is still here"
-            );
+            tracing::warn!(%error, "what somebody who left had is still here");
         }
     }
 
@@ -455,10 +449,7 @@ pub(crate) async fn devices(group: &Group, fetch: Fetch) -> (Vec<Arc<Peer>>, boo
     let mut repos = match group.other_repos().await {
         Ok(repos) => repos,
         Err(error) => {
-            tracing::debug!(
-                error = &error as &dyn std::error::Error,
-                "the members cannot be read"
-            );
+            tracing::debug!(%error, "the members cannot be read");
             return (Vec::new(), false);
         }
     };
@@ -478,10 +469,7 @@ pub(crate) async fn devices(group: &Group, fetch: Fetch) -> (Vec<Arc<Peer>>, boo
                 complete &= all;
             }
             Err(error) => {
-                tracing::debug!(
-                    error = &error as &dyn std::error::Error,
-                    "a member's tunnels cannot be read"
-                );
+                tracing::debug!(%error, "a member's tunnels cannot be read");
                 complete = false;
             }
         }
@@ -497,10 +485,7 @@ pub(crate) async fn devices(group: &Group, fetch: Fetch) -> (Vec<Arc<Peer>>, boo
         .await
     {
         Ok((guests, _)) => devices.extend(guests),
-        Err(error) => tracing::debug!(
-            error = &error as &dyn std::error::Error,
-            "the guests cannot be read"
-        ),
+        Err(error) => tracing::debug!(%error, "the guests cannot be read"),
     }
     (devices, complete)
 }
@@ -514,7 +499,7 @@ fn look_for_guests(group: &Group) -> JoinHandle<()> {
             () = inner.cancel.cancelled() => {}
             found = inner.peers.of(&inner.guests, Fetch::Network) => {
                 if let Err(error) = found {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "the guests cannot be read");
+                    tracing::debug!(%error, "the guests cannot be read");
                 }
             }
         }

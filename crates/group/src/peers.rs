@@ -104,10 +104,7 @@ impl Peers {
             // Nobody ever published there.
             Err(dht_records::Error::RecordNotFound) => true,
             Err(error) if fetch == Fetch::Network && error.is_retryable() => {
-                tracing::debug!(
-                    error = &error as &dyn std::error::Error,
-                    "a member's tunnels cannot be read"
-                );
+                tracing::debug!(%error, "a member's tunnels cannot be read");
                 false
             }
             Err(error) => return Err(error.into()),

@@ -191,10 +191,7 @@ pub(crate) async fn keep_published(group: &Group) {
                 }
             }
             Err(error) => {
-                tracing::debug!(
-                    error = &error as &dyn std::error::Error,
-                    "publishing is tried again"
-                );
+                tracing::debug!(%error, "publishing is tried again");
                 inner.emit(GroupEvent::Retrying { what: "publishing" });
                 if error.is_local() || !error.is_retryable() {
                     inner.publishing.send_modify(|now| now.failed(error));
@@ -233,10 +230,7 @@ async fn merge(group: &Group, own: &Own, since: &mut Option<Instant>) -> Result<
         if waited < OVERRULE {
             return Err(error);
         }
-        tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "what another device of this member wrote cannot be had, and is overruled"
-        );
+        tracing::warn!(%error, "what another device of this member wrote cannot be had, and is overruled");
         own.repo.overrule().await?;
     }
     *since = None;

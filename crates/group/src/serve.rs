@@ -237,18 +237,12 @@ async fn serve_stream(incoming: Incoming, store: Store, reach: Arc<Reach>, event
                 events,
             );
             if let Err(error) = serve_blobs(pair, store, QUESTION).await {
-                tracing::debug!(
-                    error = &error as &dyn std::error::Error,
-                    "a blob was not served"
-                );
+                tracing::debug!(%error, "a blob was not served");
             }
         }
         HAVE => {
             if let Err(error) = answer_have(incoming, &store, &reach).await {
-                tracing::debug!(
-                    error = &error as &dyn std::error::Error,
-                    "a question was not answered"
-                );
+                tracing::debug!(%error, "a question was not answered");
             }
         }
         _ => refuse(incoming, ERR_INTERNAL.into_inner()),
@@ -303,10 +297,7 @@ async fn holding(store: &Store, hash: Hash) -> Holding {
         Ok(BlobStatus::Partial { .. }) => Holding::Partial,
         Ok(BlobStatus::NotFound) => Holding::None,
         Err(error) => {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "the store does not say what it has"
-            );
+            tracing::warn!(%error, "the store does not say what it has");
             Holding::None
         }
     }

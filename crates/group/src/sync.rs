@@ -129,10 +129,7 @@ impl Group {
     async fn look_around(&self) {
         if let Err(error) = self.refresh_members().await {
             // What was seen last is good enough to begin with.
-            tracing::debug!(
-                error = &error as &dyn std::error::Error,
-                "the members cannot be read now"
-            );
+            tracing::debug!(%error, "the members cannot be read now");
         }
     }
 
@@ -286,11 +283,7 @@ impl Group {
                 // Nor could the next one be stored.
                 Err(error @ Error::NotStored(_)) => return Err(error),
                 Err(error) if error.is_retryable() || matches!(error, Error::TooLarge { .. }) => {
-                    tracing::debug!(
-                        error = &error as &dyn std::error::Error,
-                        size,
-                        "a file cannot be had now"
-                    );
+                    tracing::debug!(%error, size, "a file cannot be had now");
                     first.get_or_insert(error);
                 }
                 Err(error) => return Err(error),

@@ -86,20 +86,14 @@ pub(crate) async fn stop(group: &Group, limit: Duration) {
     let (withdrawn, ()) = tokio::join!(timeout(limit, withdraw), close);
     match withdrawn {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(
-            error = &error as &dyn std::error::Error,
-            "the tunnel was not withdrawn"
-        ),
+        Ok(Err(error)) => tracing::debug!(%error, "the tunnel was not withdrawn"),
         Err(_) => tracing::debug!("the tunnel was not withdrawn in time"),
     }
     inner.peers.close();
     inner.tasks.close();
     inner.tasks.wait().await;
     if let Err(error) = inner.held.write(&inner.ledger).await {
-        tracing::debug!(
-            error = &error as &dyn std::error::Error,
-            "what was obtained is not written down"
-        );
+        tracing::debug!(%error, "what was obtained is not written down");
     }
     inner.record.close().await;
 }
@@ -129,10 +123,7 @@ async fn keep_listening(group: &Group) {
     let listener = match inner.ctx.tunnels.listen(psk).await {
         Ok(listener) => Arc::new(listener),
         Err(error) => {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "this group cannot be listened for"
-            );
+            tracing::warn!(%error, "this group cannot be listened for");
             return;
         }
     };
@@ -163,10 +154,7 @@ async fn keep_listening(group: &Group) {
                         break;
                     }
                     Err(error) => {
-                        tracing::debug!(
-                            error = &error as &dyn std::error::Error,
-                            "publishing the tunnel is tried again"
-                        );
+                        tracing::debug!(%error, "publishing the tunnel is tried again");
                         inner.emit(GroupEvent::Retrying { what: "tunnel" });
                         tokio::select! {
                             () = tokio::time::sleep(pause) => {}
@@ -203,10 +191,7 @@ async fn keep_watching(group: &Group) {
         match inner.record.watch().await {
             Ok(watch) => break watch,
             Err(error) => {
-                tracing::debug!(
-                    error = &error as &dyn std::error::Error,
-                    "watching is tried again"
-                );
+                tracing::debug!(%error, "watching is tried again");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
@@ -222,10 +207,7 @@ async fn keep_watching(group: &Group) {
                 true
             }
             Err(error) => {
-                tracing::debug!(
-                    error = &error as &dyn std::error::Error,
-                    "the members cannot be read now"
-                );
+                tracing::debug!(%error, "the members cannot be read now");
                 false
             }
         };
@@ -306,10 +288,7 @@ async fn collect(group: &Group, repo: PublicKey, root: [u8; 32]) -> (PublicKey, 
     let done = match timeout(COLLECT, group.sync_collection(&repo)).await {
         Ok(Ok(())) => true,
         Ok(Err(error)) => {
-            tracing::debug!(
-                error = &error as &dyn std::error::Error,
-                "a member's collection cannot be had now"
-            );
+            tracing::debug!(%error, "a member's collection cannot be had now");
             false
         }
         Err(_) => {
@@ -345,10 +324,7 @@ async fn keep_alive(group: &Group) {
                 REPUBLISH.mul_f64(0.8 + 0.4 * share())
             }
             Err(error) => {
-                tracing::debug!(
-                    error = &error as &dyn std::error::Error,
-                    "not all of the group's records could be looked after"
-                );
+                tracing::debug!(%error, "not all of the group's records could be looked after");
                 let wait = again;
                 // What this device cannot bring back, another one may.
                 again = (again * 2).min(REPUBLISH);

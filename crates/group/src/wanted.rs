@@ -337,10 +337,7 @@ impl Drop for Waiting {
             let (group, key) = (self.group.clone(), self.key.clone());
             self.group.inner.tasks.spawn(async move {
                 if let Err(error) = group.write_down(&[key]).await {
-                    tracing::debug!(
-                        error = &error as &dyn std::error::Error,
-                        "what is not wanted any more is still written down"
-                    );
+                    tracing::debug!(%error, "what is not wanted any more is still written down");
                 }
             });
         }
@@ -419,7 +416,7 @@ async fn attempt(
     let outcome = tokio::select! {
         () = cancel.cancelled() => Outcome::Cancelled,
         outcome = work => outcome.unwrap_or_else(|error| {
-            tracing::debug!(error = &error as &dyn std::error::Error, "what is wanted cannot be had now");
+            tracing::debug!(%error, "what is wanted cannot be had now");
             Outcome::Later
         }),
     };
@@ -471,10 +468,7 @@ async fn settle(group: &Group, key: Key, outcome: Outcome) {
         Outcome::Later | Outcome::Cancelled => return,
     };
     if let Err(error) = group.dequeue(&key).await {
-        tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "what is not wanted any more is still written down"
-        );
+        tracing::warn!(%error, "what is not wanted any more is still written down");
     }
     if let Some(path) = path {
         group.inner.emit(if gone {

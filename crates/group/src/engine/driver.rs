@@ -341,10 +341,7 @@ async fn check(inner: Arc<Inner>, engine: Arc<Engine>, hash: Hash, kind: Kind) {
         && let Err(error) = inner.held.write(&inner.ledger).await
     {
         // The file is here all the same. Others are told of it until this device restarts.
-        tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "what was obtained is not written down"
-        );
+        tracing::warn!(%error, "what was obtained is not written down");
     }
     let mut state = engine.lock();
     match outcome {
