@@ -334,10 +334,8 @@ impl Engine {
 
     /// The local store does not take what comes: nobody who waits for this blob can be helped.
     fn store_failed(&self, hash: Hash, error: Error) {
-        tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "a blob cannot be stored"
-        );
+        // Whoever waits is told the cause. Veilid's words for it may quote keys.
+        tracing::warn!(%error, "a blob cannot be stored");
         let mut state = self.lock();
         self.fail(&mut state, hash, Failure::NotStored(Arc::new(error)));
     }
