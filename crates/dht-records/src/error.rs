@@ -9,7 +9,8 @@ use crate::value::Kind;
 /// This crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong here. Texts carry no key, name or value, so they may be logged.
+/// Everything that can go wrong here. Texts carry no key, name or value, so they may be logged; what lies behind
+/// [`Veilid`](Self::Veilid) may quote some.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -108,9 +109,9 @@ pub enum Error {
     /// The system gave no randomness.
     #[error("no randomness from the system")]
     Randomness,
-    /// Veilid refused the call for another reason.
-    #[error("veilid: {0}")]
-    Veilid(VeilidAPIError),
+    /// Veilid refused the call for another reason, which the source tells in full.
+    #[error("the Veilid node refused a call: {}", kind_of(.0))]
+    Veilid(#[source] VeilidAPIError),
 }
 
 impl Error {
@@ -143,6 +144,28 @@ impl Error {
     }
 }
 
+/// The name of an error without what it quotes.
+pub(crate) fn kind_of(error: &VeilidAPIError) -> &'static str {
+    use VeilidAPIError as E;
+    match error {
+        E::NotInitialized => "not initialized",
+        E::AlreadyInitialized => "already initialized",
+        E::Timeout => "timeout",
+        E::TryAgain { .. } => "try again",
+        E::InvalidTarget { .. } => "invalid target",
+        E::NoConnection { .. } => "no connection",
+        E::Shutdown => "shutdown",
+        E::KeyNotFound { .. } => "key not found",
+        E::Internal { .. } => "internal",
+        E::Unimplemented { .. } => "unimplemented",
+        E::ParseError { .. } => "parse error",
+        E::InvalidArgument { .. } => "invalid argument",
+        E::MissingArgument { .. } => "missing argument",
+        E::Generic { .. } => "generic",
+        E::TransactionNotFound { .. } => "transaction not found",
+    }
+}
+
 /// What Veilid says of a record that it has open and cannot find, while it is open and when it is to be opened again.
 const NOT_STORED: [&str; 2] = ["but is now missing", "should never be opened at this point"];
 
@@ -161,5 +184,23 @@ impl From<VeilidAPIError> for Error {
             }
             other => Error::Veilid(other),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn what_veilid_quotes_is_in_the_source_only() {
+        let error = Error::from(VeilidAPIError::internal("VLD0:secret is odd"));
+        assert_eq!(
+            error.to_string(),
+            "the Veilid node refused a call: internal"
+        );
+        let source = error.source().unwrap().to_string();
+        assert!(source.contains("VLD0:secret"));
     }
 }

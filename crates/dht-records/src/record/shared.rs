@@ -11,7 +11,7 @@ use veilid_core::{
 };
 
 use super::watch::Watchers;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, kind_of};
 use crate::records::Inner;
 use crate::stats::Operation;
 
@@ -147,7 +147,7 @@ impl Core {
                 Err(error) => Err(error),
             };
             if let Err(error) = closed {
-                tracing::debug!(kind = error_kind(&error), "record was not closed");
+                tracing::debug!(kind = kind_of(&error), "record was not closed");
             }
         }
     }
@@ -247,16 +247,5 @@ impl Core {
                 after,
             }),
         }
-    }
-}
-
-/// The name of an error without what it quotes.
-fn error_kind(error: &VeilidAPIError) -> &'static str {
-    match error {
-        VeilidAPIError::NotInitialized => "not initialized",
-        VeilidAPIError::Shutdown => "shutdown",
-        VeilidAPIError::KeyNotFound { .. } => "key not found",
-        VeilidAPIError::TryAgain { .. } => "try again",
-        _ => "other",
     }
 }
