@@ -310,8 +310,12 @@ impl Engine {
         let now = self.now();
         let mut state = self.lock();
         state.received += bytes;
-        state.scheduler.progress(task, bytes, now);
+        let more = state.scheduler.progress(task, bytes, now);
         self.report(&state, hash, |progress| progress.bytes += bytes);
+        drop(state);
+        if more {
+            self.changed.notify_one();
+        }
     }
 
     /// Bytes of a task came in that are not verified yet.

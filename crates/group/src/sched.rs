@@ -359,10 +359,10 @@ impl Scheduler {
         }
     }
 
-    /// Verified bytes came in.
-    pub(crate) fn progress(&mut self, task: TaskId, bytes: u64, now: Now) {
+    /// Verified bytes came in; whether their holder can be asked for more because of that.
+    pub(crate) fn progress(&mut self, task: TaskId, bytes: u64, now: Now) -> bool {
         let Some(task) = self.tasks.get_mut(&task) else {
-            return;
+            return false;
         };
         if let Some(holder) = self.holders.get_mut(&task.holder) {
             if task.bytes == 0 {
@@ -374,6 +374,8 @@ impl Scheduler {
         task.bytes += bytes;
         task.last = now;
         task.heard = now;
+        let holder = task.holder;
+        self.makes_room(holder, bytes)
     }
 
     /// All of a part is in the store.

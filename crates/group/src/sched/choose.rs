@@ -7,7 +7,7 @@ use iroh_blobs::{Hash, protocol::ChunkRanges};
 use range_collections::range_set::RangeSetRange;
 
 use super::{
-    Blob, Has, Holder, HolderId, Kind, Now, Part, STREAMS, STREAMS_PER_HOLDER, Scheduler, Start,
+    Blob, Has, Holder, HolderId, Kind, Now, Part, STREAMS, Scheduler, Start,
     Task, TaskId,
 };
 use crate::progress::FetchState;
@@ -26,24 +26,36 @@ const TIME: f64 = 0.3;
 const FIRST: u64 = 256 * 1024;
 /// Streams to a holder of unknown rate.
 const FIRST_STREAMS: usize = 4;
+/// Streams to a holder that are always worth it.
+const LEAST_STREAMS: usize = 3;
 /// A task younger than this is not taken over.
 const YOUNG: Duration = Duration::from_millis(500);
 const CHUNK: u64 = 1024;
 const GROUP: u64 = 16;
 
 impl Holder {
-    /// Streams that keep the way to it full: twice what is on its way at a time, so that a request arrives before the last one ends.
-    fn streams(&self) -> usize {
-        let Some(rate) = self.rate.bytes_per_second() else {
-            return FIRST_STREAMS.min(self.most);
-        };
-        let ahead = 2.0 * rate * self.rate.latency().as_secs_f64();
-        let piece = (rate * TIME).clamp(2.0 * SHORTEST as f64, PIECE as f64);
+    /// Whether one more request keeps the way to it full, where so many bytes are still to come of those before: twice what is on
+    /// its way at a time, so that a request arrives before the last one ends. Counted in bytes, since streams that share a way end
+    /// together when they were begun together.
+    fn has_room(&self, to_come: u64) -> bool {
+        if self.busy >= self.most {
+            return false;
+        }
+        match self.enough() {
+            None => self.busy < FIRST_STREAMS,
+            Some(enough) => self.busy < LEAST_STREAMS || to_come < enough,
+        }
+    }
+
+    /// How much should always be to come, in bytes, once its rate is known.
+    fn enough(&self) -> Option<u64> {
         // A float to integer cast saturates.
-        ((ahead / piece).ceil() as usize)
-            .saturating_add(2)
-            .clamp(3, STREAMS_PER_HOLDER)
-            .min(self.most)
+        Some((2.0 * self.on_its_way()?) as u64 + self.piece())
+    }
+
+    /// Bytes that are on their way at a time, once its rate is known.
+    fn on_its_way(&self) -> Option<f64> {
+        Some(self.rate.bytes_per_second()? * self.rate.latency().as_secs_f64())
     }
 
     /// Bytes that it is asked for in one request.
@@ -56,9 +68,25 @@ impl Holder {
 
     /// No piece needs to be smaller than what is on its way to one stream.
     fn worthwhile(&self) -> u64 {
-        let rate = self.rate.bytes_per_second().unwrap_or(0.0);
-        let ahead = rate * self.rate.latency().as_secs_f64() / self.streams() as f64;
-        (ahead as u64).clamp(SHORTEST, PIECE)
+        let streams = self.busy.max(LEAST_STREAMS) as f64;
+        ((self.on_its_way().unwrap_or(0.0) / streams) as u64).clamp(SHORTEST, PIECE)
+    }
+}
+
+impl Scheduler {
+    /// Bytes that are still to come of what a holder was asked for.
+    fn to_come(&self, id: HolderId) -> u64 {
+        let tasks = self.tasks.values().filter(|task| task.holder == id);
+        tasks.map(|task| task.expected.saturating_sub(task.bytes)).sum()
+    }
+
+    /// Whether a holder of which so many bytes have just come can be asked for more because of them.
+    pub(super) fn makes_room(&self, id: HolderId, bytes: u64) -> bool {
+        let Some(holder) = self.holders.get(&id) else {
+            return false;
+        };
+        let to_come = self.to_come(id);
+        holder.has_room(to_come) && !holder.has_room(to_come.saturating_add(bytes))
     }
 }
 
@@ -66,21 +94,20 @@ pub(super) fn next(s: &mut Scheduler, now: Now) -> Option<Start> {
     if s.tasks.len() >= STREAMS {
         return None;
     }
-    let mut free: Vec<(HolderId, usize, usize)> = s
+    let mut free: Vec<(HolderId, usize)> = s
         .holders
         .iter()
-        .filter(|(_, holder)| !holder.is_out(now))
-        .map(|(id, holder)| (*id, holder.busy, holder.streams()))
-        .filter(|(_, busy, streams)| busy < streams)
+        .filter(|(id, holder)| !holder.is_out(now) && holder.has_room(s.to_come(**id)))
+        .map(|(id, holder)| (*id, holder.busy))
         .collect();
     // Whoever has the least to do comes first.
-    free.sort_by_key(|(id, busy, _)| (*busy, *id));
-    for (id, ..) in &free {
+    free.sort_by_key(|(id, busy)| (*busy, *id));
+    for (id, _) in &free {
         if let Some(parts) = new_work(s, *id) {
             return Some(start(s, *id, parts, None, now));
         }
     }
-    for (id, ..) in free {
+    for (id, _) in free {
         if let Some((of, parts)) = take_over(s, id, now) {
             return Some(start(s, id, parts, Some(of), now));
         }

@@ -391,8 +391,8 @@ fn a_long_way_is_kept_full() {
         let size = ((rate * 6.0) as u64).max(MIB);
         world.want("film", size);
         let time = world.run(Duration::from_secs(120)).as_secs_f64();
-        let ideal = size as f64 / rate + 4.0 * latency as f64 / 1_000.0;
-        assert!(time < ideal * 1.2, "{rate} {latency}: {time} {ideal}");
+        let ideal = size as f64 / rate + 3.0 * latency as f64 / 1_000.0;
+        assert!(time < ideal * 1.05, "{rate} {latency}: {time} {ideal}");
         assert!(world.sent() < size + size / 50, "{}", world.sent);
     }
 }

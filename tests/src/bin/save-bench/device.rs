@@ -34,6 +34,9 @@ const IN_FLIGHT: [usize; 4] = [8, 16, 32, 64];
 /// A bare call for data, and its reply, in bytes.
 const CALL: usize = 64;
 const REPLY: usize = 32_000;
+/// How long TCP's congestion control may keep believing in the round trip of before: BBR takes the shortest of ten seconds, and sends
+/// little where that was much shorter. No link of a user becomes long while it is in use.
+const BELIEVED: Duration = Duration::from_secs(11);
 /// What stop and wait sends in a call, in bytes.
 const STOP_AND_WAIT: usize = 28 * 1024;
 
@@ -258,6 +261,16 @@ impl Device {
     /// Waits until the process has ended by itself.
     pub(crate) async fn ended(mut self) -> Result<()> {
         timeout(STOP, self.child.wait()).await??;
+        Ok(())
+    }
+
+    /// Makes the link of its host as long as this, and waits until every connection has learnt that.
+    pub(crate) async fn set_delay(&self, round_trip: Option<Duration>) -> Result<()> {
+        if round_trip == self.host.delay().await {
+            return Ok(());
+        }
+        self.host.set_delay(round_trip).await?;
+        tokio::time::sleep(BELIEVED).await;
         Ok(())
     }
 

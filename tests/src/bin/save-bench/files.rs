@@ -113,7 +113,7 @@ pub(crate) async fn resume(arguments: &Arguments) -> Result<()> {
 pub(crate) async fn first_byte(arguments: &Arguments) -> Result<()> {
     let devnet = Devnet::start(devnet::MIN_NODES).await?;
     let pair = Pair::start(&devnet, "holder", "fetcher").await?;
-    pair.fetcher.host.set_delay(Some(FAR)).await?;
+    pair.fetcher.set_delay(Some(FAR)).await?;
     let mut figure = Figure::default();
     for round in 0..arguments.rounds {
         let fetched = pair

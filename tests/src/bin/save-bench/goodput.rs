@@ -41,7 +41,7 @@ pub(crate) async fn tunnel(arguments: &Arguments) -> Result<()> {
     let devnet = Devnet::start(devnet::MIN_NODES).await?;
     let server = Device::start(&devnet, "server").await?;
     let client = Device::start(&devnet, "client").await?;
-    client.host.set_delay(arguments.delay()).await?;
+    client.set_delay(arguments.delay()).await?;
     let bytes = usize::from(arguments.mib) * MIB;
     let mut figure = Figure::default();
     for _ in 0..arguments.rounds {
@@ -65,7 +65,7 @@ pub(crate) async fn tunnel(arguments: &Arguments) -> Result<()> {
 pub(crate) async fn fetch(arguments: &Arguments) -> Result<()> {
     let devnet = Devnet::start(devnet::MIN_NODES).await?;
     let pair = Pair::start(&devnet, "holder", "fetcher").await?;
-    pair.fetcher.host.set_delay(arguments.delay()).await?;
+    pair.fetcher.set_delay(arguments.delay()).await?;
     let bytes = u64::from(arguments.mib) * MIB as u64;
     let mut figure = Figure::default();
     for round in 0..arguments.rounds {

@@ -54,7 +54,7 @@ pub(crate) async fn long(arguments: &Arguments) -> Result<()> {
             continue;
         }
         let round_trip = Duration::from_millis(delay);
-        pair.fetcher.host.set_delay(Some(round_trip)).await?;
+        pair.fetcher.set_delay(Some(round_trip)).await?;
         let mut figures: [Figure; 2] = Default::default();
         for round in 0..arguments.rounds {
             let name = format!("delay {delay} {round}");
