@@ -218,6 +218,9 @@ impl Host {
     /// All of it is added on the way to the host, for IPv4 and IPv6 alike. Nothing gets lost or overtaken while the delay stays
     /// the same, unless more than 64 MiB are under way; when it is taken back, packets that are under way are overtaken.
     ///
+    /// The connections that there are may need 10 s to get used to a longer way: until then TCP's BBR, where that is what the system
+    /// uses, believes in the shortest round trip that it has seen, and sends little.
+    ///
     /// Fails with [`Error::TunUnavailable`] where the system does not let this process have a TUN device.
     pub async fn set_delay(&self, round_trip: Option<Duration>) -> Result<()> {
         let round_trip = round_trip.filter(|round_trip| !round_trip.is_zero());

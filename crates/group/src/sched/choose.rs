@@ -7,8 +7,7 @@ use iroh_blobs::{Hash, protocol::ChunkRanges};
 use range_collections::range_set::RangeSetRange;
 
 use super::{
-    Blob, Has, Holder, HolderId, Kind, Now, Part, STREAMS, Scheduler, Start,
-    Task, TaskId,
+    Blob, Has, Holder, HolderId, Kind, Now, Part, STREAMS, Scheduler, Start, Task, TaskId,
 };
 use crate::progress::FetchState;
 
@@ -77,7 +76,9 @@ impl Scheduler {
     /// Bytes that are still to come of what a holder was asked for.
     fn to_come(&self, id: HolderId) -> u64 {
         let tasks = self.tasks.values().filter(|task| task.holder == id);
-        tasks.map(|task| task.expected.saturating_sub(task.bytes)).sum()
+        tasks
+            .map(|task| task.expected.saturating_sub(task.bytes))
+            .sum()
     }
 
     /// Whether a holder of which so many bytes have just come can be asked for more because of them.
