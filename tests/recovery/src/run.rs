@@ -1,24 +1,25 @@
 //! The command line of a test program.
 
-/// A scenario, by name.
-pub type Scenario<'a> = (&'a str, Box<dyn FnOnce() + 'a>);
+use libtest_mimic::{Arguments, Trial};
 
-/// Runs the scenarios that the arguments name, as `cargo test` passes them on to every test program; all of them without any.
-pub fn run(scenarios: Vec<Scenario<'_>>) {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let list = arguments.iter().any(|argument| argument == "--list");
-    let filters: Vec<&String> = arguments
-        .iter()
-        .filter(|argument| !argument.starts_with('-'))
+/// A scenario, by name.
+pub type Scenario = (&'static str, Box<dyn FnOnce() + Send>);
+
+/// Runs the scenarios that the arguments of a test program ask for, one after the other since each has workers of its own, and ends
+/// the process.
+pub fn run(scenarios: Vec<Scenario>) -> ! {
+    let trials = scenarios
+        .into_iter()
+        .map(|(name, scenario)| {
+            Trial::test(name, || {
+                scenario();
+                Ok(())
+            })
+        })
         .collect();
-    for (name, scenario) in scenarios {
-        if list {
-            println!("{name}: test");
-        } else if filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
-        {
-            println!("test {name} ...");
-            scenario();
-            println!("test {name} ... ok");
-        }
-    }
+    let arguments = Arguments {
+        test_threads: Some(1),
+        ..Arguments::from_args()
+    };
+    libtest_mimic::run(&arguments, trials).exit()
 }

@@ -14,7 +14,7 @@ fn main() {
     };
 
     child();
-    let scenarios = OFFLINE.map(|operation| -> Scenario<'_> {
+    let scenarios = OFFLINE.map(|operation| -> Scenario {
         let scenario = move || {
             let prepared = Trial::new(operation, &launch);
             prepared.prepare();

@@ -28,7 +28,7 @@ pub fn main() {
     recovery::child();
     devnet::trace_to_stderr();
     let scenarios = ONLINE
-        .map(|operation| -> Scenario<'_> { (operation.name(), Box::new(move || kill(operation))) });
+        .map(|operation| -> Scenario { (operation.name(), Box::new(move || kill(operation))) });
     recovery::run(scenarios.into());
 }
 
@@ -62,7 +62,10 @@ fn kill(operation: &dyn Operation) {
         Trial::new(operation, launch)
             .network(&serde_json::to_vec(&settings).unwrap(), &link)
             .witnessed(Box::new(move || {
-                runtime_ref.block_on(ana_ref.sees_ben(&group))
+                runtime_ref.block_on(async {
+                    ana_ref.sees_ben(&group).await;
+                    ana_ref.leave(&group).await;
+                });
             }))
     });
     runtime.block_on(async {
@@ -133,6 +136,16 @@ impl Ana {
             }
         });
         timeout(LIMIT, seen).await.expect("Ben is never seen");
+    }
+
+    /// Leaves the group of a trial that is over: hundreds of groups keep a device busy.
+    async fn leave(&self, id: &GroupId) {
+        let (backend, id) = (self.backend.clone(), id.clone());
+        let told = self
+            .host
+            .run(async move { backend.leave_group(&id, LIMIT).await.unwrap() })
+            .await;
+        assert!(told, "leaving was not told");
     }
 
     async fn stop(self) {

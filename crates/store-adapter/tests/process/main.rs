@@ -11,6 +11,8 @@ mod full;
 #[allow(dead_code)] // the other tests use the rest
 mod support;
 
+use libtest_mimic::{Arguments, Trial};
+
 /// Set for the processes that this program starts: what they are to do.
 const ROLE: &str = "SAVE_STORE_TEST_ROLE";
 /// Where they do it.
@@ -26,23 +28,18 @@ fn main() {
         ("killed_at_any_moment", crash::run),
         ("full_disk", full::run),
     ];
-    // What `cargo test` passes on to every test program.
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.iter().any(|argument| argument == "--list") {
-        scenarios
-            .iter()
-            .for_each(|(name, _)| println!("{name}: test"));
-        return;
-    }
-    let filters: Vec<&String> = arguments
-        .iter()
-        .filter(|argument| !argument.starts_with('-'))
-        .collect();
-    for (name, scenario) in scenarios {
-        if filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str())) {
-            println!("test {name} ...");
-            scenario();
-            println!("test {name} ... ok");
-        }
-    }
+    let trials = scenarios
+        .map(|(name, scenario)| {
+            Trial::test(name, move || {
+                scenario();
+                Ok(())
+            })
+        })
+        .into();
+    // Each has workers of its own.
+    let arguments = Arguments {
+        test_threads: Some(1),
+        ..Arguments::from_args()
+    };
+    libtest_mimic::run(&arguments, trials).exit();
 }
