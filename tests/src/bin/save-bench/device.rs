@@ -35,7 +35,7 @@ const IN_FLIGHT: [usize; 4] = [8, 16, 32, 64];
 const CALL: usize = 64;
 const REPLY: usize = 32_000;
 /// How long TCP's congestion control may keep believing in the round trip of before: BBR takes the shortest of ten seconds, and sends
-/// little where that was much shorter. No link of a user becomes long while it is in use.
+/// little where that was much shorter. A device that moves to a longer link makes new connections, which have nothing to forget.
 const BELIEVED: Duration = Duration::from_secs(11);
 /// What stop and wait sends in a call, in bytes.
 const STOP_AND_WAIT: usize = 28 * 1024;
