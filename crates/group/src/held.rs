@@ -93,13 +93,18 @@ impl Held {
     /// Those of the ledger; then it is written the next time.
     pub(crate) async fn write(&self, ledger: &GroupLedger) -> Result<()> {
         let _one_at_a_time = self.writing.lock().await;
-        let rows = std::mem::take(&mut self.lock().unwritten);
-        if rows.is_empty() {
+        let mut taken = Taken {
+            held: self,
+            rows: std::mem::take(&mut self.lock().unwritten),
+        };
+        if taken.rows.is_empty() {
             return Ok(());
         }
         let changes: Vec<(RowName, Option<Vec<u8>>)> = {
             let state = self.lock();
-            rows.iter()
+            taken
+                .rows
+                .iter()
                 .map(|row| {
                     let hashes = state.hashes.get(row).filter(|hashes| !hashes.is_empty());
                     let value = hashes.map(|hashes| {
@@ -113,11 +118,21 @@ impl Held {
                 })
                 .collect()
         };
-        let written = ledger.write(changes).await;
-        if written.is_err() {
-            self.lock().unwritten.extend(rows);
-        }
-        written
+        ledger.write(changes).await?;
+        taken.rows.clear();
+        Ok(())
+    }
+}
+
+/// Rows that are being written. They count as unwritten again unless that succeeded, also where it was called off.
+struct Taken<'a> {
+    held: &'a Held,
+    rows: BTreeSet<u8>,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.held.lock().unwritten.append(&mut self.rows);
     }
 }
 

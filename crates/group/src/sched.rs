@@ -383,7 +383,7 @@ impl Scheduler {
         let Some(task) = self.tasks.get_mut(&id) else {
             return;
         };
-        let (winner, repeats) = (task.holder, task.repeats);
+        let (winner, mut behind) = (task.holder, task.repeats);
         let mut ranges = ChunkRanges::empty();
         for part in task.parts.iter_mut().filter(|part| part.hash == hash) {
             part.done = true;
@@ -392,7 +392,12 @@ impl Scheduler {
         if ranges.is_empty() {
             return;
         }
-        let mut loser = None;
+        let mut overtaken = Vec::new();
+        while let Some(task) = behind {
+            overtaken.push(task);
+            behind = self.tasks.get(&task).and_then(|task| task.repeats);
+        }
+        let mut losers = Vec::new();
         if let Some(blob) = self.blobs.get_mut(&hash) {
             blob.todo -= ranges.clone();
         }
@@ -409,12 +414,12 @@ impl Scheduler {
             }
             if changed && task.parts.iter().all(|part| part.done) {
                 self.events.push(Event::Cancel(*other));
-                if repeats == Some(*other) {
-                    loser = Some(task.holder);
+                if overtaken.contains(other) {
+                    losers.push(task.holder);
                 }
             }
         }
-        if let Some(loser) = loser {
+        for loser in losers {
             self.lost(loser, winner);
         }
         self.check_if_all_came(hash);

@@ -265,7 +265,11 @@ impl Group {
         let mut first = None;
         loop {
             if under_way.len() <= WINDOW / 2 {
-                let more: Vec<_> = missing.by_ref().take(WINDOW - under_way.len()).collect();
+                let mut more: Vec<_> = missing.by_ref().take(WINDOW - under_way.len()).collect();
+                // What stands in the list twice may have come meanwhile.
+                for wanted in &mut more {
+                    wanted.whole &= !self.inner.held.contains(&wanted.hash);
+                }
                 let tickets = self.inner.engine.want(&more).await?;
                 for (ticket, wanted) in tickets.into_iter().zip(more) {
                     let size = wanted.size.unwrap_or(0);

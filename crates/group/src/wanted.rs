@@ -127,7 +127,8 @@ impl Queue {
     pub(crate) fn wake(&self) {
         let now = Instant::now();
         for item in self.lock().values_mut() {
-            item.due = now;
+            // Who is due already keeps their place.
+            item.due = item.due.min(now);
             item.pause = PAUSE;
         }
         self.changed.notify_one();
@@ -367,22 +368,31 @@ pub(crate) async fn keep_fetching(group: &Group) {
         changed.as_mut().enable();
         let now = Instant::now();
         let mut next: Option<Instant> = None;
-        for (key, item) in queue.lock().iter_mut() {
-            if item.running || item.waiting > 0 || running.len() >= AT_ONCE {
-                continue;
+        {
+            let mut items = queue.lock();
+            let mut idle: Vec<_> = items
+                .iter_mut()
+                .filter(|(_, item)| !item.running && item.waiting == 0)
+                .collect();
+            // Whoever has waited longest, so that those that nobody has keep none of the others away.
+            idle.sort_by_key(|(_, item)| item.due);
+            for (key, item) in idle {
+                if running.len() >= AT_ONCE {
+                    break;
+                }
+                if item.due > now {
+                    next = Some(item.due);
+                    break;
+                }
+                item.running = true;
+                running.push(attempt(
+                    group,
+                    key.clone(),
+                    item.repo.clone(),
+                    item.path.clone(),
+                    item.cancel.clone(),
+                ));
             }
-            if item.due > now {
-                next = Some(next.map_or(item.due, |next| next.min(item.due)));
-                continue;
-            }
-            item.running = true;
-            running.push(attempt(
-                group,
-                key.clone(),
-                item.repo.clone(),
-                item.path.clone(),
-                item.cancel.clone(),
-            ));
         }
         let wait = async {
             match next {

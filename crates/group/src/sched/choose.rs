@@ -244,13 +244,14 @@ fn piece(s: &Scheduler, holder: &Holder) -> u64 {
     usual.min(share.max(holder.worthwhile()))
 }
 
-/// The work of a slower holder that this one can do, if it would be done much earlier by that.
+/// The work of a slower holder that this one can do, if it would be done much earlier by that. What took over from another may be
+/// taken over as well, so that two slow ones keep nothing from a fast one, but nobody does the same work twice.
 fn take_over(s: &Scheduler, id: HolderId, now: Now) -> Option<(TaskId, Vec<Part>)> {
     let holder = s.holders.get(&id)?;
     let mut best: Option<(f64, TaskId, Vec<Part>)> = None;
     for (task_id, task) in &s.tasks {
         let age = now.saturating_sub(task.started);
-        if task.holder == id || task.repeated || task.repeats.is_some() || age < YOUNG {
+        if task.holder == id || task.repeated || age < YOUNG {
             continue;
         }
         let parts: Vec<Part> = task
@@ -259,7 +260,7 @@ fn take_over(s: &Scheduler, id: HolderId, now: Now) -> Option<(TaskId, Vec<Part>
             .filter(|part| !part.done && has_all(s, holder, part))
             .cloned()
             .collect();
-        if parts.is_empty() {
+        if parts.is_empty() || parts.iter().any(|part| does(s, id, part)) {
             continue;
         }
         let left = task.expected.saturating_sub(task.bytes).max(1) as f64;
@@ -278,6 +279,14 @@ fn take_over(s: &Scheduler, id: HolderId, now: Now) -> Option<(TaskId, Vec<Part>
         }
     }
     best.map(|(_, task, parts)| (task, parts))
+}
+
+/// Whether a holder is busy with some of a part.
+fn does(s: &Scheduler, id: HolderId, part: &Part) -> bool {
+    let tasks = s.tasks.values().filter(|task| task.holder == id);
+    tasks
+        .flat_map(|task| &task.parts)
+        .any(|own| own.hash == part.hash && !own.done && !own.ranges.is_disjoint(&part.ranges))
 }
 
 fn has_all(s: &Scheduler, holder: &Holder, part: &Part) -> bool {

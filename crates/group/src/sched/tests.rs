@@ -757,6 +757,12 @@ fn one_who_only_trickles_is_given_up() {
     let film = world.want("film", 10 * MIB);
     world.run(Duration::from_secs(10));
     assert!(world.stored.contains(&film));
+    // Nor do two of them, of whom one takes over from the other.
+    let trickle = || Real::new(0.1, 20);
+    let mut world = World::new(vec![trickle(), trickle(), Real::new(5e6, 20)]);
+    let film = world.want("film", 200 * 1024);
+    world.run(Duration::from_secs(10));
+    assert!(world.stored.contains(&film));
 }
 
 #[test]
