@@ -13,7 +13,7 @@ use dht_records::RecordEvent;
 use futures::future::join_all;
 use group::{Group, GroupContext};
 use serde::Serialize;
-use store_adapter::{GcReport, VerifyProgress, VerifyReport};
+use store_adapter::{GcReport, Protection, VerifyProgress, VerifyReport};
 use tokio::{
     sync::{RwLock, broadcast, watch},
     time::timeout,
@@ -358,11 +358,21 @@ impl Backend {
     /// Where the keys lie does not change: in the keyring, or in a file of the directory. So [`KeyStorage::Keyring`] is refused on a
     /// device that was first started without a keyring. A key file is made if there is none; the one of before is not removed.
     ///
+    /// What has begun is brought to its end, also if the future is dropped.
+    ///
     /// # Errors
     /// Then the old protection stays: [`Error::InsecureKeyStorage`], [`Error::KeyringUnavailable`], [`Error::KeyFile`],
     /// [`Error::PasswordRequired`] for an empty password, [`Error::Stopped`], those of the store.
     pub async fn rekey(&self, storage: KeyStorage) -> Result<()> {
-        let protection = storage.protection(false);
+        let (backend, protection) = (self.clone(), storage.protection(false));
+        let work = self
+            .inner
+            .tasks
+            .spawn(async move { backend.change_protection(protection).await });
+        work.await.map_err(|_| Error::Stopped)?
+    }
+
+    async fn change_protection(&self, protection: Protection) -> Result<()> {
         let mut state = self.inner.state.write().await;
         let state = state.as_mut().ok_or(Error::Stopped)?;
         let rekey = state.begin_rekey(protection.clone()).await?;
@@ -371,7 +381,7 @@ impl Backend {
             return Err(error.into());
         }
         if let Err(error) = state.finish_rekey(rekey).await {
-            // The new protection counts, and the next start does the rest.
+            // The new protection counts. The next start, or the next change, does the rest.
             tracing::warn!(%error, "the change of protection is not complete yet");
         }
         Ok(())

@@ -137,11 +137,13 @@ impl State {
     }
 
     /// First half of changing the protection: puts a new key where [`open`](Self::open) finds it with the new protection, while the old
-    /// one still opens everything. If this fails, nothing has changed.
+    /// one still opens everything. An earlier change that could not be completed is completed first, since its key would be lost
+    /// otherwise. If this fails, the protection stays as it is.
     ///
     /// Between the halves the rest of the device is changed, at once or not at all. Then whichever protection opens that
     /// opens this, too.
     pub(crate) async fn begin_rekey(&mut self, protection: Protection) -> Result<Rekey> {
+        self.settle().await?;
         let key = self.key.successor()?;
         let old = self.secrets.set_protection(protection).await;
         match self.secrets.save(keys::NEXT, &key.to_bytes()).await {

@@ -187,6 +187,36 @@ async fn a_change_that_is_cut_off_leaves_the_old_or_the_new() {
     node.api.shutdown().await;
 }
 
+/// As if the disk had been full, or the keyring locked, at the end of the one before.
+#[tokio::test]
+async fn a_change_that_could_not_be_completed_is_completed_by_the_next() {
+    let nowhere = |node: &Node| Protection::KeyFile(node.dir.path().join("missing/key"));
+    for fails in [false, true] {
+        let node = Node::start().await;
+        let mut state = node.open(password("one")).await.unwrap();
+        let device = state.device().await.unwrap();
+        let Rekey { key, .. } = state.begin_rekey(password("two")).await.unwrap();
+        state.key = key;
+        state.cut_off = true;
+        let counts = if fails {
+            let failed = state.begin_rekey(nowhere(&node)).await;
+            assert!(matches!(failed, Err(Error::KeyFile { .. })));
+            "two"
+        } else {
+            rekey(&mut state, password("three")).await;
+            "three"
+        };
+        assert_eq!(state.device().await.unwrap(), device);
+        assert!(!state.key.has_previous());
+        drop(state);
+        assert_eq!(secret(&node, keys::NEXT).await, None);
+        let state = node.open(password(counts)).await.unwrap();
+        assert_eq!(state.device().await.unwrap(), device);
+        drop(state);
+        node.api.shutdown().await;
+    }
+}
+
 #[tokio::test]
 async fn a_change_that_fails_changes_nothing() {
     let node = Node::start().await;
