@@ -424,7 +424,11 @@ async fn a_group_is_renamed_moved_and_left() {
         .await
         .unwrap();
     let leave = ["group", "leave", "--yes", "--this-device", "--group", &old];
-    ana.save(&leave).await.unwrap();
+    let lines = ana.save(&leave).await.unwrap();
+    assert_eq!(
+        (&lines[0]["told"], &lines[0]["this_device"]),
+        (&false.into(), &true.into())
+    );
     for member in [ana, ben] {
         let lines = member.save(&["group", "list"]).await.unwrap();
         assert_eq!(lines.len(), 1);

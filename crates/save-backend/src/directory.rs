@@ -143,20 +143,30 @@ fn key_file(config: &VeilidConfig) -> PathBuf {
         .join(format!("insecure_keyring_{}", config.namespace))
 }
 
-/// Removes what a device made in its directory, keys first, and the directory itself if nothing else is in it.
+/// Whether a device is in the directory, or what a wipe that was cut off left of one. Changes nothing.
+pub(crate) fn has_device(directory: &Path) -> Result<bool> {
+    match known_namespace(directory) {
+        Ok(Some(_)) => Ok(true),
+        // The id is lost or damaged, if it ever was one.
+        Ok(None) | Err(Error::StateDamaged { .. }) => {
+            Ok(directory.join(LOCK).exists() && directory.join(VEILID).exists())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes what a device made in its directory, keys first and last that by which it is known to be a device's; and the directory
+/// itself if nothing else is in it.
 pub(crate) fn remove(directory: &Path, lock: File) -> Result<()> {
     let remove = || {
         let veilid = directory.join(VEILID);
-        for path in [
-            veilid.join("protected_store"),
-            veilid,
-            directory.join(BLOBS),
-        ] {
+        let file = |name| unless_missing(fs::remove_file(directory.join(name)));
+        for path in [veilid.join("protected_store"), directory.join(BLOBS)] {
             unless_missing(fs::remove_dir_all(path))?;
         }
-        for name in TABLES.into_iter().chain([NEW_ID, ID, LOCK]) {
-            unless_missing(fs::remove_file(directory.join(name)))?;
-        }
+        TABLES.into_iter().try_for_each(file)?;
+        unless_missing(fs::remove_dir_all(veilid))?;
+        [NEW_ID, ID, LOCK].into_iter().try_for_each(file)?;
         drop(lock);
         match unless_missing(fs::remove_dir(directory)) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
@@ -232,12 +242,17 @@ mod tests {
         fs::create_dir_all(directory.join("blobs/segments")).unwrap();
         fs::write(directory.join("tables"), "").unwrap();
         fs::write(directory.join("mine"), "").unwrap();
+        assert!(has_device(&directory).unwrap());
+        // Also where it lost its id.
+        fs::write(directory.join(ID), "damaged").unwrap();
+        assert!(has_device(&directory).unwrap());
         remove(&directory, held).unwrap();
         let left: Vec<_> = fs::read_dir(&directory)
             .unwrap()
             .map(|entry| entry.unwrap().file_name())
             .collect();
         assert_eq!(left, ["mine"]);
+        assert!(!has_device(&directory).unwrap());
         fs::remove_file(directory.join("mine")).unwrap();
         let held = lock(&directory).unwrap();
         remove(&directory, held).unwrap();

@@ -79,6 +79,12 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// No device is in the directory that is to be wiped.
+    #[error("there is no device in '{}'", path.display())]
+    NoDevice {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Another process uses the directory. End it, or talk to it.
     #[error("another process uses the directory")]
     DirectoryInUse,

@@ -16,7 +16,7 @@ pub enum ErrorKind {
     Link,
     /// A path cannot stand in an archive. Choose another one.
     Path,
-    /// There is no such group, member or file.
+    /// There is no such group, member, file or device.
     NotFound,
     /// Several members have such a file. Say whose.
     Ambiguous,
@@ -55,6 +55,7 @@ impl Error {
             Self::InvalidName { .. } | Self::Setting { .. } => ErrorKind::Invalid,
             Self::File { source, .. } | Self::Directory { source, .. } => io_kind(source),
             Self::DirectoryInUse => ErrorKind::DirectoryInUse,
+            Self::NoDevice { .. } => ErrorKind::NotFound,
             Self::PasswordRequired | Self::KeyFileRequired => ErrorKind::KeyRequired,
             Self::WrongKey => ErrorKind::WrongKey,
             Self::KeyringUnavailable { .. }
@@ -81,7 +82,7 @@ fn group_kind(error: &group::Error) -> ErrorKind {
         E::Repo(error) => repo_kind(error),
         E::StoreAdapter(error) => store_kind(error),
         E::Store(error) => io_kind(error),
-        E::NotStored(cause) | E::NotPublished(cause) => group_kind(cause),
+        E::NotStored(cause) | E::NotPublished(cause) | E::NotSeen(cause) => group_kind(cause),
         E::GroupFull { .. }
         | E::ReadOnly
         | E::Unreadable
@@ -105,7 +106,7 @@ fn group_kind(error: &group::Error) -> ErrorKind {
 fn repo_kind(error: &repo::Error) -> ErrorKind {
     use repo::Error as E;
     match error {
-        E::ReadOnly | E::NoContentKey => ErrorKind::Refused,
+        E::ReadOnly | E::NoContentKey | E::Forgotten => ErrorKind::Refused,
         E::NoSuchFile => ErrorKind::NotFound,
         E::NotHere { .. } => ErrorKind::NoAnswer,
         E::Path(_) => ErrorKind::Path,

@@ -22,13 +22,15 @@ impl BackendBuilder {
     /// stays.
     ///
     /// # Errors
-    /// [`Error::DirectoryInUse`] and [`Error::Directory`] if there is no such directory; then nothing was done.
+    /// [`Error::NoDevice`] and [`Error::DirectoryInUse`]; then nothing was done.
     /// [`Error::KeyringUnavailable`] if the keys could not be taken out of the keyring; all the rest is gone nevertheless.
     /// [`Error::Directory`] if a file could not be removed; call it again.
     pub async fn wipe(self) -> Result<()> {
         let directory = self.directory_path();
-        if let Err(source) = std::fs::metadata(directory) {
-            return Err(directory::failed(directory)(source));
+        if !directory::has_device(directory)? {
+            return Err(Error::NoDevice {
+                path: directory.to_owned(),
+            });
         }
         let lock = directory::lock(directory)?;
         everything(directory, lock).await
@@ -182,14 +184,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_there_is_not_wiped() {
+    async fn what_is_no_device_is_not_wiped() {
         let dir = tempfile::tempdir().unwrap();
-        let missing = dir.path().join("missing");
-        assert!(matches!(
-            Backend::builder().directory(&missing).wipe().await,
-            Err(Error::Directory { .. })
-        ));
-        assert!(!missing.exists());
+        let directory = dir.path().join("directory");
+        let wipe = async || {
+            let wiped = Backend::builder().directory(&directory).wipe().await;
+            assert!(matches!(wiped, Err(Error::NoDevice { .. })), "{wiped:?}");
+        };
+        wipe().await;
+        assert!(!directory.exists());
+        // Called as a device calls them, but another program's.
+        let blob = directory.join(directory::BLOBS).join("one");
+        std::fs::create_dir_all(blob.parent().unwrap()).unwrap();
+        std::fs::write(&blob, "mine").unwrap();
+        std::fs::write(directory.join(directory::ID), "mine").unwrap();
+        wipe().await;
+        assert!(blob.exists());
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2);
     }
 
     #[tokio::test]

@@ -173,7 +173,7 @@ pub enum Command {
     ///
     /// First the keys, without which nothing can be read any more, then all the rest. Neither password nor key file is needed. What
     /// other members have of this device's files stays with them. Flash memory can keep remains of what was removed for
-    /// a while.
+    /// a while. If it is cut off, do it again. The exit code is 3 if there is no device in the directory.
     Wipe {
         /// Really do it
         #[arg(long)]
@@ -199,7 +199,7 @@ pub enum KeyCommand {
 #[derive(Args, Debug)]
 #[group(multiple = false)]
 pub struct KeyChange {
-    /// By the password in this file
+    /// By the password in the first line of this file
     #[arg(long, value_name = "FILE")]
     pub new_password_file: Option<PathBuf>,
     /// By this file, which is made if there is none

@@ -135,7 +135,7 @@ async fn command(arguments: Arguments, printer: &mut Printer) -> Result<()> {
             ));
         }
         Command::Wipe { yes: true } => {
-            let settings = Settings::load(&common)?;
+            let settings = Settings::for_wipe(&common)?;
             return wipe(&settings, printer, &mut signals).await;
         }
         _ => {}
@@ -501,7 +501,7 @@ async fn serve(
     }
 }
 
-/// `save wipe`: by the running `save run`, which then ends, or by this process.
+/// `save wipe`: by the running `save run`, which then ends, or by this process. Where there is no device, nothing is touched.
 async fn wipe(settings: &Settings, printer: &mut Printer, signals: &mut Signals) -> Result<()> {
     let deadline = tokio::time::Instant::now() + settings.timeout;
     loop {

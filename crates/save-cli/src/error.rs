@@ -170,9 +170,7 @@ pub enum Error {
     #[error("no member answered")]
     NobodyAnswered,
     /// Not everything is here after a synchronisation.
-    #[error(
-        "{missing} files cannot be had at the moment; `save run` fetches them as soon as somebody has them"
-    )]
+    #[error("{}", incomplete(*missing))]
     Incomplete {
         /// How many are known to be missing.
         missing: u64,
@@ -341,6 +339,16 @@ impl Error {
 }
 
 /// The exit code for a kind of backend error.
+fn incomplete(missing: u64) -> String {
+    match missing {
+        0 => "all that is known of is here, and there may be more that could not be seen at the moment".to_owned(),
+        1 => "a file cannot be had at the moment; `save run` fetches it as soon as somebody has it".to_owned(),
+        missing => format!(
+            "{missing} files cannot be had at the moment; `save run` fetches them as soon as somebody has them"
+        ),
+    }
+}
+
 fn backend_code(kind: ErrorKind) -> Code {
     match kind {
         ErrorKind::Invalid => Code::Usage,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub enum Code {
     /// The command line is wrong.
     Usage,
-    /// There is no such group, member or file.
+    /// There is no such group, member, file or device.
     NotFound,
     /// More than one group, member or file fits.
     Ambiguous,
@@ -123,7 +123,7 @@ impl Code {
         match self {
             Self::Failed => "anything else; the message says what",
             Self::Usage => "the command line is wrong",
-            Self::NotFound => "there is no such group, member or file",
+            Self::NotFound => "there is no such group, member, file or device",
             Self::Ambiguous => "more than one group, member or file fits",
             Self::AlreadyExists => "a file is in the way (see --force)",
             Self::BadLink => "the link cannot be used; the message says which part is wrong",

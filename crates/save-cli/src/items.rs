@@ -129,8 +129,11 @@ pub enum Item {
     Left {
         /// The group's public key.
         group: String,
-        /// Whether the others know. Otherwise `save run` or the next command tells them.
+        /// Whether the others know. Otherwise `save run` or the next command tells them, except where only this device left.
         told: bool,
+        /// Whether only this device left: the group was forgotten here, and the others are never told.
+        #[serde(default)]
+        this_device: bool,
     },
     /// What a member says of a group that moved to new keys.
     Moved {
@@ -371,6 +374,17 @@ mod tests {
                 .unwrap()
                 .contains("save+dweb:secret")
         );
+    }
+
+    #[test]
+    fn what_an_older_version_says_of_leaving_can_be_read() {
+        let json = r#"{"type":"left","group":"g","told":false}"#;
+        let item = Item::Left {
+            group: "g".into(),
+            told: false,
+            this_device: false,
+        };
+        assert_eq!(serde_json::from_str::<Item>(json).unwrap(), item);
     }
 
     #[test]

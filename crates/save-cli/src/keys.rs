@@ -18,8 +18,8 @@ use crate::settings::Settings;
 pub const PASSWORD: &str = "SAVE_PASSWORD";
 /// The variable that can hold the new password of `save key change`.
 pub const NEW_PASSWORD: &str = "SAVE_NEW_PASSWORD";
-/// A longer text is no password.
-const LONGEST: u64 = 4096;
+/// A longer line is no password.
+const LONGEST: usize = 4096;
 /// How often a wrong password may be tried.
 const TRIES: u32 = 3;
 
@@ -160,21 +160,38 @@ async fn ask_twice(question: &str) -> Result<Zeroizing<String>> {
     Ok(password)
 }
 
+/// The password in a file: its first line. What follows is not looked at, so notes can stand below it.
 fn read(path: &Path) -> Result<Zeroizing<String>> {
-    let file = std::fs::File::open(path).map_err(Error::file(path, "read"))?;
-    let mut text = Zeroizing::new(String::new());
-    file.take(LONGEST + 1)
-        .read_to_string(&mut text)
+    // As much as the longest line with its end takes, so that nothing is copied while it is read.
+    let most = LONGEST + b"\r\n".len();
+    let mut start = Zeroizing::new(Vec::with_capacity(most));
+    std::fs::File::open(path)
+        .and_then(|file| file.take(most as u64).read_to_end(&mut start))
         .map_err(Error::file(path, "read"))?;
-    let line = text.strip_suffix('\n').unwrap_or(&text);
-    let line = line.strip_suffix('\r').unwrap_or(line);
-    if line.is_empty() || text.len() as u64 > LONGEST {
-        return Err(Error::Usage(format!(
-            "'{}' holds no password",
-            path.display()
-        )));
+    let line = first_line(&start);
+    let no_password = |reason: &str| {
+        let path = path.display();
+        Error::Usage(format!("'{path}' holds no password: {reason}"))
+    };
+    if line.is_empty() {
+        return Err(no_password("its first line is empty"));
     }
-    Ok(Zeroizing::new(line.to_owned()))
+    if line.len() > LONGEST {
+        let reason = format!("its first line is longer than {LONGEST} bytes");
+        return Err(no_password(&reason));
+    }
+    match std::str::from_utf8(line) {
+        Ok(line) => Ok(Zeroizing::new(line.to_owned())),
+        Err(_) => Err(no_password("its first line is not valid UTF-8")),
+    }
+}
+
+/// What stands before the first line end, which is `\n` or `\r\n`; all of it if there is none.
+fn first_line(text: &[u8]) -> &[u8] {
+    match text.iter().position(|&byte| byte == b'\n') {
+        Some(end) => text[..end].strip_suffix(b"\r").unwrap_or(&text[..end]),
+        None => text,
+    }
 }
 
 fn text(name: &str, value: OsString) -> Result<Zeroizing<String>> {
@@ -230,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_file_is_a_line() {
+    fn a_password_is_the_first_line_of_its_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("password");
         let line = format!("save ls --password-file {}", path.display());
@@ -238,22 +255,51 @@ mod tests {
             ("secret", Some("secret")),
             ("secret\n", Some("secret")),
             ("secret\r\n", Some("secret")),
+            ("se\rcret\r", Some("se\rcret\r")),
             (" two words \n", Some(" two words ")),
-            ("a\n\n", Some("a\n")),
+            ("a\n\n", Some("a")),
+            ("one\ntwo\nthree\n", Some("one")),
+            ("one\r\ntwo\r\n", Some("one")),
+            ("one\ntwo", Some("one")),
             ("", None),
             ("\n", None),
             ("\r\n", None),
+            ("\nsecret\n", None),
+            ("\r\nsecret\r\n", None),
         ] {
             std::fs::write(&path, content).unwrap();
             match (given_with(&line, None), password) {
-                (Ok(KeyStorage::Password(got)), Some(password)) => assert_eq!(*got, password),
+                (Ok(KeyStorage::Password(got)), Some(password)) => {
+                    assert_eq!(*got, password, "{content:?}");
+                }
                 (Err(Error::Usage(text)), None) => assert!(text.contains("no password")),
                 (result, _) => panic!("{content:?}: {result:?}"),
             }
         }
-        std::fs::write(&path, vec![b'a'; 5000]).unwrap();
-        assert!(matches!(given_with(&line, None), Err(Error::Usage(_))));
         std::fs::remove_file(&path).unwrap();
         assert!(matches!(given_with(&line, None), Err(Error::File { .. })));
+    }
+
+    #[test]
+    fn only_the_first_line_of_a_password_file_is_judged() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("password");
+        let read_from = |content: &[u8]| {
+            std::fs::write(&path, content).unwrap();
+            read(&path)
+        };
+        let longest = "a".repeat(LONGEST);
+        for end in ["", "\n", "\r\n", "\r\nmore\n"] {
+            let got = read_from(format!("{longest}{end}").as_bytes()).unwrap();
+            assert!(*got == longest, "{end:?}");
+        }
+        for end in ["a", "a\n", "\rmore"] {
+            let got = read_from(format!("{longest}{end}").as_bytes());
+            assert!(matches!(got, Err(Error::Usage(text)) if text.contains("longer")));
+        }
+        let more = [b"a\n\xff".as_slice(), &[b'b'; 2 * LONGEST]].concat();
+        assert_eq!(*read_from(&more).unwrap(), "a");
+        let got = read_from(b"\xff\n");
+        assert!(matches!(got, Err(Error::Usage(text)) if text.contains("UTF-8")));
     }
 }

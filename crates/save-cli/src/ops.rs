@@ -23,6 +23,8 @@ use crate::protocol::{Call, Frame, PROTOCOL_VERSION};
 pub use output::Output;
 pub(crate) use selection::short_key;
 
+/// How often work on this device's disk counts as a sign of life.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// How many frames may wait for a slow reader.
 pub const BACKLOG: usize = 16;
 
@@ -239,6 +241,19 @@ struct Context<'a> {
     output: &'a Output,
     limit: Duration,
     offline: bool,
+}
+
+impl Context<'_> {
+    /// Waits for what happens on this device alone. It takes as long as it takes, which is not the silence of others.
+    async fn here<T>(&self, work: impl Future<Output = T>) -> T {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = tokio::time::sleep(SIGN_OF_LIFE) => self.output.touch(),
+            }
+        }
+    }
 }
 
 async fn perform(device: &Device, call: Call, output: &Output, limit: Duration) -> Result<()> {

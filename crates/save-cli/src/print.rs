@@ -224,15 +224,11 @@ fn describe(item: &Item) -> Described {
             "-".to_owned(),
             "(reader or replica)".to_owned(),
         ]),
-        Item::Left { group, told } => Described::Line(format!(
-            "this device is no longer in the group {}{}",
-            short_key(group),
-            if *told {
-                ""
-            } else {
-                "; the others are told when the network can be reached"
-            }
-        )),
+        Item::Left {
+            group,
+            told,
+            this_device,
+        } => Described::Line(left(group, *told, *this_device)),
         Item::Moved { by, member, to, .. } => Described::Line(format!(
             "{} ({}) says that the group moved to {}",
             name(member),
@@ -386,6 +382,17 @@ fn describe(item: &Item) -> Described {
     }
 }
 
+/// That a group was left, and what the others know of it.
+fn left(group: &str, told: bool, this_device: bool) -> String {
+    let others = match (told, this_device) {
+        (true, _) => "",
+        (false, true) => "; the others are not told",
+        (false, false) => "; the others are told when the network can be reached",
+    };
+    let group = short_key(group);
+    format!("this device is no longer in the group {group}{others}")
+}
+
 fn status(
     directory: &std::path::Path,
     daemon: Option<u32>,
@@ -486,6 +493,16 @@ mod tests {
         assert_eq!(clean("a\u{1b}[2Jb\nc"), "a\u{fffd}[2Jb\u{fffd}c");
         assert_eq!(clean("gpj.\u{202e}exe"), "gpj.\u{fffd}exe");
         assert_eq!(clean("Zoë 😀"), "Zoë 😀");
+    }
+
+    #[test]
+    fn who_left_is_told_what_the_others_know() {
+        assert!(left("key", true, false).ends_with("the group key"));
+        assert!(
+            left("key", false, false)
+                .ends_with("; the others are told when the network can be reached")
+        );
+        assert!(left("key", false, true).ends_with("; the others are not told"));
     }
 
     #[test]

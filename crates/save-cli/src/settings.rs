@@ -38,22 +38,37 @@ impl Settings {
     /// # Errors
     /// [`Error::NoHome`], [`Error::File`] and [`Error::BadSettings`].
     pub fn load(common: &Common) -> Result<Self> {
+        let settings = Self::for_wipe(common)?;
+        prepare(&settings.directory)?;
+        let network = match &common.network {
+            Some(path) => read_network(path)?,
+            None => NetworkSettings::default(),
+        };
+        Ok(Self {
+            key_storage: keys::given(common, |name| std::env::var_os(name))?,
+            ask_password: common.ask_password,
+            network,
+            ..settings
+        })
+    }
+
+    /// What `save wipe` needs. Makes no directory and reads no file: a device can be wiped after its password file is lost, and
+    /// whatever is wrong with the network settings.
+    ///
+    /// # Errors
+    /// [`Error::NoHome`] and [`Error::File`].
+    pub fn for_wipe(common: &Common) -> Result<Self> {
         let directory = match &common.dir {
             Some(directory) => directory.clone(),
             None => default_directory(|name| std::env::var_os(name)).ok_or(Error::NoHome)?,
         };
         let directory =
             std::path::absolute(&directory).map_err(Error::file(&directory, "found"))?;
-        prepare(&directory)?;
-        let network = match &common.network {
-            Some(path) => read_network(path)?,
-            None => NetworkSettings::default(),
-        };
         Ok(Self {
             directory,
-            key_storage: keys::given(common, |name| std::env::var_os(name))?,
-            ask_password: common.ask_password,
-            network,
+            network: NetworkSettings::default(),
+            key_storage: KeyStorage::Keyring,
+            ask_password: false,
             timeout: common.timeout,
             offline: common.offline,
             json: common.json,
@@ -115,7 +130,10 @@ fn read_network(path: &Path) -> Result<NetworkSettings> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+    use crate::args::Arguments;
 
     #[test]
     #[cfg(target_os = "linux")]
@@ -156,6 +174,29 @@ mod tests {
         let file = parent.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(matches!(prepare(&file), Err(Error::File { path, .. }) if path == file));
+    }
+
+    fn common(line: &[&str]) -> Common {
+        let line = [&["save", "wipe"], line].concat();
+        Arguments::try_parse_from(line).unwrap().common
+    }
+
+    #[test]
+    fn wiping_reads_no_file_and_makes_no_directory() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = |name: &str| parent.path().join(name).display().to_string();
+        let (directory, missing) = (path("device"), path("missing"));
+        for option in [
+            &["--network", &missing][..],
+            &["--password-file", &missing],
+            &["--ask-password"],
+        ] {
+            let common = common(&[&["--dir", &directory], option].concat());
+            let settings = Settings::for_wipe(&common).unwrap();
+            assert_eq!(settings.directory, Path::new(&directory));
+            assert!(!settings.ask_password);
+        }
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
     }
 
     #[test]

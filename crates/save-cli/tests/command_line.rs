@@ -235,6 +235,7 @@ fn nothing_is_wiped_without_yes() {
     let data = directory.path().join("save");
     std::fs::create_dir(&data).unwrap();
     std::fs::create_dir(data.join("blobs")).unwrap();
+    std::fs::write(data.join("id"), "0123456789abcdef".repeat(2)).unwrap();
     let (code, word, message) = failure(directory.path(), &["wipe"], "");
     assert_eq!((code, word.as_str()), (2, "usage"));
     assert!(message.contains("--yes"));
@@ -250,4 +251,47 @@ fn nothing_is_wiped_without_yes() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     assert_eq!(left, ["mine.txt"]);
+}
+
+#[test]
+fn where_no_device_is_nothing_is_wiped() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("save");
+    let refused = || {
+        let (code, word, message) = failure(directory.path(), &["wipe", "--yes"], "");
+        assert_eq!((code, word.as_str()), (3, "not_found"));
+        assert!(message.contains("no device in"), "{message}");
+        assert!(message.contains(data.to_str().unwrap()), "{message}");
+    };
+    refused();
+    assert!(!data.exists());
+    std::fs::create_dir(&data).unwrap();
+    refused();
+    assert_eq!(std::fs::read_dir(&data).unwrap().count(), 0);
+    // Called as a device calls them, but another program's.
+    std::fs::create_dir(data.join("blobs")).unwrap();
+    std::fs::write(data.join("blobs/one"), "mine").unwrap();
+    std::fs::write(data.join("id"), "mine").unwrap();
+    refused();
+    assert!(data.join("blobs/one").exists());
+    assert_eq!(std::fs::read_dir(&data).unwrap().count(), 2);
+}
+
+#[test]
+fn wiping_needs_neither_password_nor_network_settings() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("save");
+    std::fs::write(directory.path().join("network.json"), "{").unwrap();
+    for option in [
+        &["--network", "network.json"][..],
+        &["--password-file", "missing"],
+        &["--key-file", "missing"],
+        &["--ask-password"],
+    ] {
+        std::fs::create_dir(&data).unwrap();
+        std::fs::write(data.join("id"), "0123456789abcdef".repeat(2)).unwrap();
+        let output = save(directory.path(), &[&["wipe", "--yes"], option].concat(), "");
+        assert_eq!(output.status.code(), Some(0), "{option:?}");
+        assert!(!data.exists());
+    }
 }

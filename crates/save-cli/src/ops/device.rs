@@ -1,16 +1,11 @@
 //! Operations on the device as a whole.
 
-use std::time::Duration;
-
 use save_backend::KeyStorage;
 use zeroize::Zeroizing;
 
 use super::{Context, NewKeys};
 use crate::error::{Error, Result};
 use crate::items::{Item, Stage};
-
-/// How often reading a large file counts as a sign of life.
-const READING: Duration = Duration::from_secs(1);
 
 impl Context<'_> {
     pub(super) async fn status(&self) -> Result<()> {
@@ -37,13 +32,7 @@ impl Context<'_> {
             self.output
                 .progress(Stage::Verifying, progress.bytes, Some(total));
         });
-        tokio::pin!(verify);
-        let report = loop {
-            tokio::select! {
-                report = &mut verify => break report?,
-                () = tokio::time::sleep(READING) => self.output.touch(),
-            }
-        };
+        let report = self.here(verify).await?;
         let count = report.damaged.len();
         self.output
             .item(Item::Verified {
@@ -68,7 +57,8 @@ impl Context<'_> {
             NewKeys::KeyFile { path } => (KeyStorage::KeyFile(path), "key_file"),
             NewKeys::Insecure => (KeyStorage::InsecureFile, "insecure"),
         };
-        self.backend.rekey(storage).await.map_err(|error| match error {
+        let changed = self.here(self.backend.rekey(storage)).await;
+        changed.map_err(|error| match error {
             error @ save_backend::Error::InsecureKeyStorage => Error::Keys {
                 error,
                 advice: "this device was first started without a keyring, and its keys stay where they are; choose a \
@@ -88,7 +78,7 @@ impl Context<'_> {
             wiped.cancel();
             result
         });
-        work.await.map_err(|error| Error::Crashed {
+        self.here(work).await.map_err(|error| Error::Crashed {
             reason: error.to_string(),
         })??;
         let directory = self.device.directory.clone();

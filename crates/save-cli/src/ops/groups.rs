@@ -202,6 +202,7 @@ fn left_alone(left: &Ignored) -> LeftAlone {
     LeftAlone {
         reason: match left.fault {
             Fault::Silent => "silent",
+            Fault::Stalling => "stalling",
             Fault::Lied => "lied",
             Fault::Starving => "starving",
             _ => "other",

@@ -23,7 +23,7 @@ impl Context<'_> {
     pub(super) async fn leave(&self, group: Option<&str>, this_device: bool) -> Result<()> {
         let id = self.group(group).await?;
         let told = if this_device {
-            self.backend.forget_group(&id).await?;
+            self.here(self.backend.forget_group(&id)).await?;
             false
         } else {
             // Without a network the others are told later.
@@ -31,12 +31,15 @@ impl Context<'_> {
                 tracing::debug!(%error, "leaving without a network");
             }
             self.output.progress(Stage::Publishing, 0, None);
-            self.backend.leave_group(&id, self.limit).await?
+            // What the others are told has this limit; what goes here may be much.
+            let leaving = self.backend.leave_group(&id, self.limit);
+            self.here(leaving).await?
         };
         self.output
             .item(Item::Left {
                 group: id.to_string(),
-                told: told || this_device,
+                told,
+                this_device,
             })
             .await
     }
