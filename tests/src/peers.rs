@@ -10,7 +10,7 @@ use std::{
     future::Future,
     path::PathBuf,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -19,7 +19,7 @@ use std::{
 use devnet::{Devnet, Host, Node, NodeOptions};
 use dht_records::{
     DeviceId, Fetch, GroupAccess, GroupRecord, MemoryCache, Purpose, Records, RepoRecord,
-    SlotIndex, SlotValue,
+    SlotIndex, SlotRoot, SlotValue,
 };
 use group::{Group, GroupContext, Ledger, Serving};
 use iroh_blobs::{
@@ -549,9 +549,8 @@ impl Raw {
     /// Advertises itself as a member who has a blob, and serves it with one wrong byte in the last chunk group of each answer. Gives
     /// the key of the member's repo.
     pub async fn pose_as_member(&self, sealed: Vec<u8>, hash: Hash) -> PublicKey {
-        let (context, access) = (self.repo_context(), self.access.clone());
-        let (tunnels, psk) = (self.tunnels.clone(), self.psk());
-        let (records, lies) = (self.records.clone(), self.lies.clone());
+        let (listener, repo) = self.pose(None).await;
+        let lies = self.lies.clone();
         self.host
             .run(async move {
                 let blobs = MemStore::new();
@@ -559,6 +558,50 @@ impl Raw {
                     .import_bao_bytes(hash, ChunkRanges::all(), sealed)
                     .await
                     .unwrap();
+                tokio::spawn(lie(listener, blobs, lies));
+            })
+            .await;
+        repo
+    }
+
+    /// Advertises itself as a member whose list names `part`, and serves the list, but not that. Gives the key of the member's repo, and
+    /// what it is asked for.
+    pub async fn pose_with_a_list_that_names(
+        &self,
+        part: Hash,
+    ) -> (PublicKey, Arc<Mutex<Vec<Hash>>>) {
+        let names = b"names".to_vec();
+        let list = [Hash::new(&names), part]
+            .map(|hash| *hash.as_bytes())
+            .concat();
+        let root = SlotRoot {
+            hash: *Hash::new(&list).as_bytes(),
+            counter: 1,
+            bytes: 1,
+            files: 1,
+        };
+        let (listener, repo) = self.pose(Some(root)).await;
+        let asked: Arc<Mutex<Vec<Hash>>> = Arc::default();
+        let heard = asked.clone();
+        self.host
+            .run(async move {
+                let blobs = MemStore::new();
+                for bytes in [list, names] {
+                    blobs.add_bytes(bytes).await.unwrap();
+                }
+                tokio::spawn(give(listener, blobs, heard));
+            })
+            .await;
+        (repo, asked)
+    }
+
+    /// Advertises itself as a member, who listens.
+    async fn pose(&self, root: Option<SlotRoot>) -> (Listener, PublicKey) {
+        let (context, access) = (self.repo_context(), self.access.clone());
+        let (tunnels, psk) = (self.tunnels.clone(), self.psk());
+        let records = self.records.clone();
+        self.host
+            .run(async move {
                 let (repo, keys) = Repo::create(&context, &access, "Mallory").await.unwrap();
                 let listener = tunnels.listen(psk).await.unwrap();
                 let route = listener.route().borrow().clone().unwrap();
@@ -575,14 +618,13 @@ impl Raw {
                 while taken.contains(&index.get()) {
                     index = index.next();
                 }
-                let slot = record.sign_slot(index, &keys, None, Some("Mallory")).await;
+                let slot = record.sign_slot(index, &keys, root, Some("Mallory")).await;
                 record
                     .set_slot(index, &SlotValue::Member(slot.unwrap()))
                     .await
                     .unwrap();
                 let _ = record.publish().await.unwrap();
-                tokio::spawn(lie(listener, blobs, lies));
-                repo.public_key().clone()
+                (listener, repo.public_key().clone())
             })
             .await
     }
@@ -633,6 +675,50 @@ async fn lie(listener: Listener, blobs: MemStore, lies: Arc<AtomicUsize>) {
             let _ = incoming.send.stopped().await;
         });
     }
+}
+
+/// Notes what it is asked for, and gives of lists what it has.
+async fn give(listener: Listener, blobs: MemStore, asked: Arc<Mutex<Vec<Hash>>>) {
+    while let Some(mut incoming) = listener.accept().await {
+        let (blobs, asked) = (blobs.clone(), asked.clone());
+        tokio::spawn(async move {
+            let question = incoming.recv.read_to_end(1 << 20).await.unwrap();
+            let mut answer = Vec::new();
+            if incoming.protocol == 2 {
+                answer.extend_from_slice(&question[..3]);
+                for hash in question[3..].chunks(32) {
+                    let hash = Hash::from_bytes(hash.try_into().unwrap());
+                    asked.lock().unwrap().push(hash);
+                    let there = blobs.has(hash).await.unwrap();
+                    answer.push(if there { 2 } else { 0 });
+                    let size = if there { 64_u64 } else { 0 };
+                    answer.extend_from_slice(&size.to_be_bytes());
+                }
+            } else if let Ok(Request::Get(request)) = postcard::from_bytes(&question) {
+                asked.lock().unwrap().push(request.hash);
+                let Ok(list) = blobs.get_bytes(request.hash).await else {
+                    incoming.send.reset(1);
+                    return;
+                };
+                let names = Hash::from_bytes(list[..32].try_into().unwrap());
+                for hash in [request.hash, names] {
+                    let export = blobs.export_bao(hash, ChunkRanges::all());
+                    answer.extend(export.bao_to_vec().await.unwrap());
+                }
+            }
+            let _ = incoming.send.write_all(&answer).await;
+            let _ = incoming.send.finish();
+            let _ = incoming.send.stopped().await;
+        });
+    }
+}
+
+/// A blob's hash, and the blob as it travels.
+pub async fn sealed(bytes: &[u8]) -> (Hash, Vec<u8>) {
+    let blobs = MemStore::new();
+    let hash = blobs.add_slice(bytes).await.unwrap().hash;
+    let export = blobs.export_bao(hash, ChunkRanges::all());
+    (hash, export.bao_to_vec().await.unwrap())
 }
 
 struct Route(Vec<u8>);

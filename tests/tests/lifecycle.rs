@@ -238,6 +238,15 @@ async fn two_devices_of_a_member_write_one_repo() {
         seen.iter().all(|bytes| bytes == b"of the phone, later"),
         "the higher version"
     );
+    // They go by one name, and neither writes the old one back.
+    let of = id.clone();
+    ana.on(move |b| async move { b.rename_me(&of, "Anna").await.unwrap() })
+        .await;
+    ana.flush(&id).await;
+    tablet.told(&id, &["Anna", "ben"]).await;
+    tablet.put(&id, "after.txt", b"after".to_vec()).await;
+    ben.list_until(&id, |paths| paths.len() == 5).await;
+    ben.told(&id, &["Anna", "ben"]).await;
     // Both can be found.
     let phone_gone = ana.repo(&id);
     let of = id.clone();
@@ -472,6 +481,11 @@ async fn a_group_moves_to_new_keys_without_a_lost_device() {
         device.list_until(&old, |paths| paths.len() == 2).await;
         device.told(&old, &["ana", "ben", "lost"]).await;
     }
+    // Meanwhile Ben gives the group another name, which stands in the same value as the word that it moved.
+    ben.host.cut_off().await.unwrap();
+    let of = old.clone();
+    ben.on(move |b| async move { b.rename_group(&of, "Of Ben").await.unwrap() })
+        .await;
     let (of, stay) = (old.clone(), vec![ben.repo(&old)]);
     let new = ana
         .on(move |b| async move {
@@ -489,7 +503,17 @@ async fn a_group_moves_to_new_keys_without_a_lost_device() {
         })
         .await;
 
+    ben.host.rejoin().await.unwrap();
+    ben.flush(&old).await;
     let (of, to, by) = (old.clone(), new.clone(), ana.repo(&old));
+    let record = ana.group_record(&old).await;
+    ana.host
+        .run(async move {
+            let metadata = record.metadata(Fetch::Network).await.unwrap().unwrap();
+            assert_eq!(metadata.value.name, "Of Ben");
+            assert!(metadata.value.moved_by.is_some());
+        })
+        .await;
     ben.on(move |b| async move {
         let moved = loop {
             if let Some(moved) = b.moved(&of).await.unwrap() {

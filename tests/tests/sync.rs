@@ -9,6 +9,7 @@ use std::{
 };
 
 use devnet::Devnet;
+use dht_records::Fetch;
 use integration_tests::peers::{self, Device, LIMIT, Raw, noise};
 use iroh_blobs::protocol::GetRequest;
 use save_backend::{EventKind, Fault, ProgressState};
@@ -141,6 +142,10 @@ async fn a_whole_archive_comes_and_the_second_time_nobody_is_asked() {
         .map(|n| (format!("notes/{n}.bin"), peers::noise_of(4_096, n)))
         .collect();
     ana.put_many(&id, files).await;
+    // Two files of the same bytes, which are one blob.
+    for path in ["film.bin", "same.bin"] {
+        ana.put(&id, path, noise(1_000_000, 7)).await;
+    }
     ben.members(&id, 2).await;
     let seen = Arc::new(Mutex::new(Vec::new()));
     let begin = Instant::now();
@@ -164,7 +169,7 @@ async fn a_whole_archive_comes_and_the_second_time_nobody_is_asked() {
         .iter()
         .find(|sync| sync.progress.repo == ana_repo)
         .unwrap();
-    assert_eq!(of_ana.progress.files_done, 300);
+    assert_eq!(of_ana.progress.files_done, 302);
     assert_eq!(of_ana.progress.bytes_done, of_ana.progress.bytes_total);
     let seen: Vec<_> = std::mem::take(&mut *seen.lock().unwrap())
         .into_iter()
@@ -176,6 +181,7 @@ async fn a_whole_archive_comes_and_the_second_time_nobody_is_asked() {
     );
     assert!(ben.backend.wanted(&id).unwrap().is_empty());
     let received = ben.backend.status().groups[0].received;
+    assert!(received < 2_900_000, "{received}");
 
     let again = || async {
         let id = id.clone();
@@ -285,6 +291,42 @@ async fn a_blob_that_is_here_for_another_group_is_not_told_of() {
     raw.stop_group(group).await;
     raw.stop().await;
     prober.stop().await;
+    ana.stop().await;
+    devnet.stop().await.unwrap();
+}
+
+/// What a member names as a part of their list is asked for, also where it lies in the store for another reason: if it were not, they would
+/// see that it does.
+#[tokio::test]
+async fn a_part_of_a_list_that_is_here_for_another_group_is_asked_for() {
+    let devnet = devnet().await;
+    let ana = Device::start(&devnet, "ana").await;
+    let id = ana.create().await;
+    let ben = Raw::start(&devnet, "ben", ana.access(&id)).await;
+    let group = ben.join_group("Ben").await;
+    let mallory = Raw::start(&devnet, "mallory", ana.access(&id)).await;
+    let foreign = peers::sealed(&noise(20_000, 8)).await;
+    ben.import(foreign.0, foreign.1).await;
+    let (repo, asked) = mallory.pose_with_a_list_that_names(foreign.0).await;
+    let of = group.clone();
+    let failed = ben
+        .host
+        .run(timeout(LIMIT, async move {
+            loop {
+                let members = of.members(Fetch::Network).await.unwrap_or_default();
+                if members.iter().any(|member| member.repo == repo) {
+                    return of.sync_collection(&repo).await;
+                }
+                sleep(Duration::from_millis(300)).await;
+            }
+        }))
+        .await
+        .unwrap();
+    assert!(failed.is_err(), "nobody gives what is named");
+    assert!(asked.lock().unwrap().contains(&foreign.0));
+    ben.stop_group(group).await;
+    ben.stop().await;
+    mallory.stop().await;
     ana.stop().await;
     devnet.stop().await.unwrap();
 }

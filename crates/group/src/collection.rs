@@ -82,7 +82,8 @@ impl Group {
         // Held until the root is adopted, so that a collection of garbage takes nothing away in between.
         let held = store.protect(root).await;
         // Kept as well, so that whoever had the root is asked for its shards at once.
-        let _root = self.fetch_collections(&[root], None).await?;
+        let own = self.inner.is_own(repo.public_key());
+        let _root = self.fetch_collections(&[root], None, own).await?;
         let children = store.links(root).await?.ok_or(Error::BadMessage {
             what: "hash sequence",
         })?;
@@ -95,28 +96,48 @@ impl Group {
         // Empty shards are all the same blob.
         shards.sort_unstable();
         shards.dedup();
-        self.fetch_collections(&shards, Some(root)).await?;
+        self.fetch_collections(&shards, Some(root), own).await?;
         repo.adopt(root).await?;
         drop(held);
         Ok(())
     }
 
-    async fn fetch_collections(&self, hashes: &[Hash], like: Option<Hash>) -> Result<Vec<Ticket>> {
-        let wanted: Vec<Wanted> = hashes
-            .iter()
-            .map(|hash| Wanted {
+    /// What another member names and did not come from this group is fetched whatever is here: a member can name any hash, and could
+    /// tell from what is not asked for what another group has.
+    async fn fetch_collections(
+        &self,
+        hashes: &[Hash],
+        like: Option<Hash>,
+        own: bool,
+    ) -> Result<Vec<Ticket>> {
+        let mut wanted = Vec::with_capacity(hashes.len());
+        for hash in hashes {
+            wanted.push(Wanted {
                 hash: *hash,
                 kind: Kind::Collection,
                 size: None,
                 limit: LIMIT,
                 like,
-                whole: false,
-            })
-            .collect();
+                whole: !own && !self.is_ours(hash).await?,
+            });
+        }
         let mut tickets = self.inner.engine.want(&wanted).await?;
         for ticket in &mut tickets {
             ticket.done(&Reporter::silent()).await?;
         }
         Ok(tickets)
+    }
+
+    /// Whether what is here of a collection belongs to this group: it is of what was checked, or members gave it.
+    async fn is_ours(&self, collection: &Hash) -> Result<bool> {
+        let inner = &self.inner;
+        if inner.reach.contains(collection) {
+            return Ok(true);
+        }
+        if !inner.held.contains(collection) {
+            return Ok(false);
+        }
+        let names = inner.engine.first_child(*collection).await?;
+        Ok(names.is_none_or(|names| inner.held.contains(&names)))
     }
 }

@@ -75,8 +75,10 @@ pub(crate) struct Engine {
 struct State {
     scheduler: Scheduler,
     progress: HashMap<Hash, watch::Sender<Progress>>,
-    peers: Vec<Arc<Peer>>,
+    /// Those who were listed last.
+    peers: HashMap<HolderId, Arc<Peer>>,
     ids: HashMap<PeerId, HolderId>,
+    next_holder: HolderId,
     /// Something new is wanted, so the known tunnels are taken up again.
     fresh: bool,
     /// There is a member who was never looked for.
@@ -270,11 +272,16 @@ impl Engine {
         if kind == Kind::Blob {
             return Ok(true);
         }
-        match transfer::first_child(&self.store, hash).await? {
+        match self.first_child(hash).await? {
             Some(names) => self.store.blobs().has(names).await.map_err(Error::store),
             // It is no collection, which whoever wanted it finds out.
             None => Ok(true),
         }
+    }
+
+    /// The first link of a hash sequence, which is a collection's list of names; none where it is not here.
+    pub(crate) async fn first_child(&self, hash: Hash) -> Result<Option<Hash>> {
+        transfer::first_child(&self.store, hash).await
     }
 
     /// What is missing of a blob that [is not here](Self::is_here), and how many bytes are.

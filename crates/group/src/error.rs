@@ -44,6 +44,9 @@ pub enum Error {
     /// The DHT knows no such group, or none of its holders is online. Retry when the network is better.
     #[error("the group does not answer")]
     GroupDoesNotAnswer,
+    /// The group's record cannot be read now, so there may be more than what is known here. Retry when the network is better.
+    #[error("who is in the group and what they have could not be read")]
+    NotSeen(#[source] Arc<Error>),
     /// Nobody in the group has this repo key.
     #[error("no member of the group has this repo key")]
     NoSuchMember,
@@ -132,7 +135,9 @@ impl Error {
             Self::Repo(e) => e.is_retryable(),
             Self::Tunnel(e) => e.is_retryable(),
             Self::StoreAdapter(e) => e.is_retryable(),
-            Self::NotStored(cause) | Self::NotPublished(cause) => cause.is_retryable(),
+            Self::NotStored(cause) | Self::NotPublished(cause) | Self::NotSeen(cause) => {
+                cause.is_retryable()
+            }
             Self::GroupDoesNotAnswer
             | Self::MemberDoesNotAnswer
             | Self::NobodyHas { .. }

@@ -20,6 +20,7 @@ use veilid_core::{KeyPair, PublicKey};
 
 use crate::{
     Error, Ledger, Result, Serving,
+    edits::Edits,
     engine::Engine,
     held::Held,
     ignore::IgnoreList,
@@ -173,6 +174,7 @@ pub(crate) struct Inner {
     pub(crate) ledger: GroupLedger,
     pub(crate) engine: Arc<Engine>,
     pub(crate) queue: Queue,
+    pub(crate) edits: tokio::sync::Mutex<Edits>,
     pub(crate) listener: tokio::sync::Mutex<Option<Arc<Listener>>>,
     /// One collection is fetched once at a time.
     syncing: Mutex<HashMap<PublicKey, Arc<tokio::sync::Mutex<()>>>>,
@@ -381,6 +383,7 @@ impl Group {
         let group = Self::assemble(ctx, access, record, own, guests);
         group.take_up_ledger().await?;
         group.take_up_slots(Fetch::Cached).await?;
+        group.let_go_of_the_rest().await;
         let mut all = true;
         for repo in group.other_repos().await? {
             // What one member published must not keep this device from its own files.
@@ -409,6 +412,7 @@ impl Group {
             if !self.inner.held.take_up(&row)
                 && !self.inner.queue.take_up(&row)
                 && !self.take_up_member(&row)
+                && !self.take_up_edits(&row).await
             {
                 tracing::debug!("a row of a kind that this version does not know is left alone");
             }
@@ -433,6 +437,7 @@ impl Group {
                 ledger: GroupLedger::new(ctx.ledger.clone(), &access),
                 engine: Arc::new(Engine::new((*ctx.store).clone())),
                 queue: Queue::default(),
+                edits: tokio::sync::Mutex::default(),
                 ctx,
                 access,
                 record,
@@ -508,6 +513,15 @@ impl Group {
         }
         let metadata = self.inner.record.metadata(fetch).await?;
         Ok(metadata.map(|stamped| stamped.value.name))
+    }
+
+    /// The name that this member goes by.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] for readers and replicas.
+    pub async fn own_name(&self) -> Result<String> {
+        let own = self.inner.own.as_ref().ok_or(Error::ReadOnly)?;
+        Ok(own.name().await)
     }
 
     /// The repo that this device writes; none for readers and replicas.

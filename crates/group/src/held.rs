@@ -167,6 +167,20 @@ mod tests {
         assert!(hashes.iter().all(|hash| again.contains(hash)));
         assert!(!again.contains(&Hash::new(b"another")));
 
+        // What could not be written is written the next time.
+        let more = Hash::new(b"more");
+        again.obtained(more);
+        let closed = Ledger::in_memory();
+        closed.close();
+        let failed = again.write(&GroupLedger::new(closed, &access)).await;
+        assert!(failed.is_err());
+        again.write(&ledger).await.unwrap();
+        let later = Held::default();
+        for (_, row) in ledger.load().await.unwrap() {
+            later.take_up(&row);
+        }
+        assert!(later.contains(&more));
+
         again.tidy(|hash| *hash == hashes[7]);
         again.write(&ledger).await.unwrap();
         assert_eq!(ledger.load().await.unwrap().len(), 1);

@@ -10,6 +10,8 @@ use tokio::time::Instant;
 pub enum Fault {
     /// No answer in time, or the tunnel could not be built.
     Silent,
+    /// It says what it has, and again and again does not bring what it is asked for.
+    Stalling,
     /// A byte that did not match its hash.
     Lied,
     /// So slow that others again and again had to do its part of the work.
@@ -27,7 +29,7 @@ pub struct Ignored {
     pub remaining: Duration,
 }
 
-/// First delay after silence; it doubles with each further strike.
+/// First delay after silence, and after transfers that failed; it doubles with each further strike.
 const SILENT_BASE: Duration = Duration::from_secs(2);
 /// First delay after starving others.
 const STARVING_BASE: Duration = Duration::from_secs(15);
@@ -58,8 +60,10 @@ impl<K> Default for IgnoreList<K> {
 }
 
 impl<K: std::hash::Hash + Eq> IgnoreList<K> {
-    /// Records a fault: the delay doubles with each one in a row.
+    /// Records a fault: the delay doubles with each one in a row. Who behaved for long begins anew.
     pub(crate) fn strike(&mut self, key: K, fault: Fault, now: Instant) {
+        self.strikes
+            .retain(|_, strike| now < strike.until + LONGEST);
         let entry = self.strikes.entry(key).or_insert(Strike {
             fault,
             strikes: 0,
@@ -68,7 +72,7 @@ impl<K: std::hash::Hash + Eq> IgnoreList<K> {
         entry.fault = fault;
         entry.strikes = entry.strikes.saturating_add(1);
         let base = match fault {
-            Fault::Silent => SILENT_BASE,
+            Fault::Silent | Fault::Stalling => SILENT_BASE,
             Fault::Lied => LIED_BASE,
             Fault::Starving => STARVING_BASE,
         };
@@ -81,7 +85,7 @@ impl<K: std::hash::Hash + Eq> IgnoreList<K> {
         self.strikes.remove(key);
     }
 
-    /// Forgets the silence of one who answered. A lie is not made good by an answer.
+    /// Forgets the silence of one who answered. Nothing else is made good by an answer.
     pub(crate) fn heard(&mut self, key: &K) {
         if self
             .strikes
@@ -126,6 +130,12 @@ mod tests {
         }
         assert_eq!(last, LONGEST);
         assert_eq!(list.ignored(&1, now + LONGEST), None);
+        // Who was quiet for long is not remembered, whoever comes.
+        let later = now + 2 * LONGEST;
+        list.strike(2, Fault::Silent, later);
+        assert_eq!(list.strikes.len(), 1);
+        list.strike(1, Fault::Silent, later);
+        assert_eq!(list.ignored(&1, later).unwrap().strikes, 1);
     }
 
     #[test]
@@ -137,10 +147,13 @@ mod tests {
         let silent = list.ignored(&"silent", now).unwrap();
         let liar = list.ignored(&"liar", now).unwrap();
         assert!(liar.remaining > silent.remaining);
-        list.heard(&"silent");
-        list.heard(&"liar");
+        list.strike("staller", Fault::Stalling, now);
+        for all in ["silent", "liar", "staller"] {
+            list.heard(&all);
+        }
         assert_eq!(list.ignored(&"silent", now), None);
         assert!(list.ignored(&"liar", now).is_some());
+        assert!(list.ignored(&"staller", now).is_some());
         list.forgive(&"liar");
         assert_eq!(list.ignored(&"liar", now), None);
     }

@@ -16,34 +16,25 @@ impl Group {
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::Left`]; a name that does not fit its record; those of the local disk.
     pub async fn rename(&self, name: &str) -> Result<()> {
-        let inner = &self.inner;
-        inner.writer()?;
-        let before = inner.record.metadata(Fetch::Cached).await?;
-        let mut metadata = before.map(|stamped| stamped.value).unwrap_or_default();
-        name.clone_into(&mut metadata.name);
-        inner.record.set_metadata(&metadata).await?;
-        inner.changed();
-        inner.emit(GroupEvent::Renamed);
+        self.edit(|edits| edits.group = Some(name.to_owned()))
+            .await?;
+        self.inner.emit(GroupEvent::Renamed);
         Ok(())
     }
 
-    /// Gives this member another name; published in the background. The caller has to keep the new name along with the keys, see
-    /// [`OwnSecrets`](crate::OwnSecrets).
+    /// Gives this member another name, on all of their devices; published in the background. The caller should keep the new name along with
+    /// the keys, see [`OwnSecrets`](crate::OwnSecrets).
     ///
     /// # Errors
     /// As [`rename`](Self::rename).
     pub async fn rename_me(&self, me: &str) -> Result<()> {
-        let inner = &self.inner;
-        let own = inner.writer()?;
         if me.len() > dht_records::MAX_NAME {
             return Err(Error::NameTooLong {
                 limit: dht_records::MAX_NAME,
             });
         }
-        own.repo.set_name(me).await?;
-        own.set_me(me);
-        inner.changed();
-        inner.emit(GroupEvent::MembersChanged);
+        self.edit(|edits| edits.me = Some(me.to_owned())).await?;
+        self.inner.emit(GroupEvent::MembersChanged);
         Ok(())
     }
 
@@ -104,6 +95,7 @@ impl Group {
     pub async fn forget(&self) -> Result<()> {
         let mut repos = self.other_repos().await?;
         repos.extend(self.own_repo().cloned());
+        repos.extend(self.left_repos().await?);
         for repo in &repos {
             repo.forget().await?;
         }
@@ -119,6 +111,7 @@ impl Group {
         let mut repos = self.other_repos().await?;
         repos.extend(self.own_repo().cloned());
         repos.push(self.inner.guests.clone());
+        repos.extend(self.left_repos().await?);
         for repo in &repos {
             repo.record().forget().await?;
         }

@@ -4,6 +4,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod collection;
+mod edits;
 mod engine;
 mod error;
 mod files;

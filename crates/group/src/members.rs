@@ -124,7 +124,7 @@ impl Group {
             // This device knows that it is there, whether advertised yet or not.
             let held = own.repo.held_root().await?;
             members.push(Member {
-                name: Some(own.me()),
+                name: Some(own.name().await),
                 is_self: true,
                 files: held.as_ref().map_or(0, |root| root.files),
                 bytes: held.as_ref().map_or(0, |root| root.bytes),
@@ -382,6 +382,34 @@ impl Group {
         }
     }
 
+    /// The repos of the other members who left.
+    pub(crate) async fn left_repos(&self) -> Result<Vec<Repo>> {
+        let left = self.inner.left().clone();
+        let mut repos = Vec::new();
+        for key in left.iter().filter_map(|key| key.parse().ok()) {
+            if !self.inner.is_own(&key) {
+                repos.push(self.open_repo(&key).await?);
+            }
+        }
+        Ok(repos)
+    }
+
+    /// Gives up what is still here of those who left, because that failed at the time.
+    pub(crate) async fn let_go_of_the_rest(&self) {
+        let rest = async {
+            for repo in self.left_repos().await? {
+                if repo.held_root().await?.is_some() {
+                    repo.forget().await?;
+                }
+                self.forget_wanted_of(repo.public_key()).await?;
+            }
+            Ok::<(), Error>(())
+        };
+        if let Err(error) = rest.await {
+            tracing::warn!(%error, "what somebody who left had is still here");
+        }
+    }
+
     /// The repo of a member, opened once.
     pub(crate) async fn repo(&self, key: &PublicKey) -> Result<Repo> {
         if let Some(own) = self.own_repo().filter(|own| own.public_key() == key) {
@@ -391,15 +419,15 @@ impl Group {
         if let Some(repo) = repos.get(key) {
             return Ok(repo.clone());
         }
-        let repo = Repo::open(
-            &self.inner.ctx.repo_context(),
-            &self.inner.access,
-            key.clone(),
-            None,
-        )
-        .await?;
+        let repo = self.open_repo(key).await?;
         repos.insert(key.clone(), repo.clone());
         Ok(repo)
+    }
+
+    async fn open_repo(&self, key: &PublicKey) -> Result<Repo> {
+        let inner = &self.inner;
+        let context = inner.ctx.repo_context();
+        Ok(Repo::open(&context, &inner.access, key.clone(), None).await?)
     }
 
     /// Lets the members be told of what `repo` holds now.

@@ -3,10 +3,16 @@
 //! Who stays is told by a notice in the metadata of the mover's repo: the new group's owner secret, sealed to the key of each member's
 //! repo alone. Whoever has nothing but the old group's keys sees that it moved, and not where to.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use dht_records::{Fetch, GroupAccess, MoveNotice, Purpose, public_of};
-use repo::{Entry, EntryPath, Source, WriteOptions};
+use repo::{Entry, EntryPath, OnProgress, Source, WriteOptions};
 use veilid_core::{BareSecretKey, CRYPTO_KIND_VLD0, KeyPair, PublicKey};
 use zeroize::Zeroizing;
 
@@ -53,8 +59,7 @@ impl Group {
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::Left`]; [`Error::NoSuchMember`]; [`Error::TooManyStaying`]; those of the local disk.
     pub async fn announce_move(&self, to: &GroupAccess, stay: &[PublicKey]) -> Result<()> {
-        let inner = &self.inner;
-        let own = inner.writer()?;
+        let own = self.inner.writer()?;
         let owner = to.owner().ok_or(Error::ReadOnly)?;
         let recipients = self.check_staying(stay)?;
         let secret = Zeroizing::new(owner.ref_bare_secret().as_ref().to_vec());
@@ -62,18 +67,11 @@ impl Group {
         for recipient in recipients {
             notices.push(self.seal_notice(own, &recipient, &secret).await?);
         }
-        let repo = own.repo.record();
-        let before = repo.metadata(Fetch::Cached).await?;
-        let mut metadata = before.map(|stamped| stamped.value).unwrap_or_default();
-        metadata.moved = notices;
-        // First what the other points to.
-        repo.set_metadata(&metadata).await?;
-        let before = inner.record.metadata(Fetch::Cached).await?;
-        let mut metadata = before.map(|stamped| stamped.value).unwrap_or_default();
-        metadata.moved_by = Some(own.repo.public_key().clone());
-        inner.record.set_metadata(&metadata).await?;
-        inner.changed();
-        Ok(())
+        self.edit(|edits| {
+            edits.notices = Some(notices);
+            edits.moved = true;
+        })
+        .await
     }
 
     /// Whom a notice for `stay` would be sealed to, without making one.
@@ -114,13 +112,8 @@ impl Group {
             Err(Error::NoSuchMember) => return Ok(None),
             repo => repo?,
         };
-        let mut metadata = repo.record().metadata(Fetch::Cached).await?;
-        let is_old = metadata
-            .as_ref()
-            .is_none_or(|stamped| stamped.value.moved.is_empty());
-        if is_old && fetch == Fetch::Network {
-            metadata = repo.record().metadata(fetch).await?;
-        }
+        // An older notice may lead into a group whose keys were lost as well.
+        let metadata = repo.record().metadata(fetch).await?;
         let notices = metadata
             .map(|stamped| stamped.value.moved)
             .unwrap_or_default();
@@ -134,18 +127,23 @@ impl Group {
     }
 
     /// Writes this member's files into another group as well, as far as they are here. What is there already stays; so it can be done
-    /// again after an interruption. Tells how many files and bytes were looked at.
+    /// again after an interruption. Tells how many files and bytes were looked at or copied, and often, since a large file takes long.
     ///
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::Left`]; those of the repos. What was copied before stays.
     pub async fn copy_files_to(
         &self,
         to: &Group,
-        on_progress: impl Fn(u64, u64) + Send + Sync,
+        on_progress: impl Fn(u64, u64) + Send + Sync + 'static,
     ) -> Result<Copied> {
         let from = self.own_repo().ok_or(Error::ReadOnly)?;
         let target = to.inner.writer()?;
         let (mut outcome, mut files, mut bytes) = (Copied::default(), 0, 0);
+        let copying = Arc::new(Copying {
+            files: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            on_progress,
+        });
         let mut batch: Vec<(EntryPath, Source, WriteOptions)> = Vec::new();
         let mut batch_bytes = 0;
         for entry in from.list().await? {
@@ -157,7 +155,7 @@ impl Group {
                 let options = WriteOptions {
                     media_type: Some(entry.media_type.clone()),
                     modified: Some(entry.modified),
-                    ..WriteOptions::default()
+                    progress: Some(copying.of_file()),
                 };
                 batch.push((entry.path.clone(), Box::new(reader), options));
                 batch_bytes += entry.size;
@@ -168,13 +166,13 @@ impl Group {
             if batch.len() >= BATCH || batch_bytes >= BATCH_BYTES {
                 to.put(std::mem::take(&mut batch)).await?;
                 batch_bytes = 0;
-                on_progress(files, bytes);
+                copying.reached(files, bytes);
             }
         }
         if !batch.is_empty() {
             to.put(batch).await?;
         }
-        on_progress(files, bytes);
+        copying.reached(files, bytes);
         Ok(outcome)
     }
 
@@ -248,6 +246,31 @@ impl Group {
         if let Some(by) = after.filter(|_| before != after && self.role() == Role::Member) {
             self.inner.emit(GroupEvent::Moved { by: by.clone() });
         }
+    }
+}
+
+/// How far copying is.
+struct Copying<F> {
+    files: AtomicU64,
+    bytes: AtomicU64,
+    on_progress: F,
+}
+
+impl<F: Fn(u64, u64) + Send + Sync + 'static> Copying<F> {
+    /// Counts what is read of one file.
+    fn of_file(self: &Arc<Self>) -> OnProgress {
+        let (copying, read) = (self.clone(), AtomicU64::new(0));
+        Arc::new(move |bytes| {
+            let more = bytes.saturating_sub(read.swap(bytes, Ordering::Relaxed));
+            let bytes = copying.bytes.fetch_add(more, Ordering::Relaxed) + more;
+            (copying.on_progress)(copying.files.load(Ordering::Relaxed), bytes);
+        })
+    }
+
+    fn reached(&self, files: u64, bytes: u64) {
+        self.files.store(files, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+        (self.on_progress)(files, bytes);
     }
 }
 

@@ -1,17 +1,16 @@
 //! What a member writes with.
 
-use std::sync::{PoisonError, RwLock};
-
+use dht_records::Fetch;
 use repo::Repo;
 use veilid_core::KeyPair;
 
 use crate::OwnSecrets;
 
-/// The own repo, its keys, and the name that this member goes by.
+/// The own repo, its keys, and the name that this member went by when the group was opened.
 pub(crate) struct Own {
     pub(crate) repo: Repo,
     pub(crate) keys: KeyPair,
-    me: RwLock<String>,
+    me: String,
 }
 
 impl Own {
@@ -19,19 +18,16 @@ impl Own {
         Self {
             repo,
             keys: secrets.repo,
-            me: RwLock::new(secrets.me),
+            me: secrets.me,
         }
     }
 
-    /// The name under which this member advertises themselves.
-    pub(crate) fn me(&self) -> String {
-        self.me
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    pub(crate) fn set_me(&self, me: &str) {
-        me.clone_into(&mut self.me.write().unwrap_or_else(PoisonError::into_inner));
+    /// The name under which this member advertises themselves: what the repo says, which all of their devices share.
+    pub(crate) async fn name(&self) -> String {
+        match self.repo.name(Fetch::Cached).await {
+            Ok(Some(name)) => name,
+            // It is not known here, or damaged.
+            _ => self.me.clone(),
+        }
     }
 }

@@ -38,7 +38,8 @@ impl Peer {
     }
 }
 
-/// The sessions with the devices of a group's members; each is kept for as long as the group is open.
+/// The sessions with the devices of a group's members; each is kept for as long as the group is open and its
+/// device is listed.
 pub(crate) struct Peers {
     tunnels: Tunnels,
     psk: Psk,
@@ -68,6 +69,10 @@ impl Peers {
             known: Mutex::default(),
             presence: Mutex::default(),
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<PeerId, Arc<Peer>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn presences(&self) -> MutexGuard<'_, HashMap<PublicKey, Presence>> {
@@ -112,8 +117,8 @@ impl Peers {
         if !complete && fetch == Fetch::Network {
             tunnels.extend(repo.record().tunnels(Fetch::Cached).await?);
         }
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut peers = Vec::new();
+        let mut known = self.lock();
+        let mut peers: Vec<Arc<Peer>> = Vec::new();
         let mut presence = Presence::default();
         for (_, tunnel) in tunnels {
             // One that cannot be read does not stop the others.
@@ -142,6 +147,17 @@ impl Peers {
                 peers.push(peer.clone());
             }
         }
+        if complete {
+            // A place in a record can be written again and again; what stood there before must not stay for ever.
+            known.retain(|id, peer| {
+                let keep =
+                    id.repo != *repo.public_key() || presence.devices.contains_key(&id.device);
+                if !keep {
+                    peer.session.close();
+                }
+                keep
+            });
+        }
         drop(known);
         let mut presences = self.presences();
         let before = presences.remove(repo.public_key()).unwrap_or_default();
@@ -154,12 +170,7 @@ impl Peers {
 
     /// Ends all sessions.
     pub(crate) fn close(&self) {
-        for (_, peer) in self
-            .known
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .drain()
-        {
+        for (_, peer) in self.lock().drain() {
             peer.session.close();
         }
     }

@@ -114,6 +114,13 @@ impl Group {
             if own.repo.unmerged().await?.is_some() {
                 out.insert(Unpublished::Files);
             }
+            let edits = inner.edits.lock().await.clone();
+            if edits.in_group() {
+                out.insert(Unpublished::Group);
+            }
+            if edits.in_repo() {
+                out.insert(Unpublished::Member);
+            }
             if self.is_behind().await? {
                 out.insert(Unpublished::Slot);
             }
@@ -129,6 +136,8 @@ impl Group {
         };
         if !own.repo.record().unpublished().await?.is_empty()
             || !inner.record.unpublished().await?.is_empty()
+            || !inner.edits.lock().await.is_empty()
+            || own.repo.unmerged().await?.is_some()
         {
             return Ok(true);
         }
@@ -190,6 +199,11 @@ pub(crate) async fn keep_published(group: &Group) {
                     let _ = timeout(ROUND, inner.dirty.notified()).await;
                 }
             }
+            // Until the group ends here, there is nothing to be published any more.
+            Err(error @ Error::Left) => {
+                inner.publishing.send_modify(|now| now.failed(error));
+                let _ = timeout(ROUND, inner.dirty.notified()).await;
+            }
             Err(error) => {
                 tracing::debug!(%error, "publishing is tried again");
                 inner.emit(GroupEvent::Retrying { what: "publishing" });
@@ -205,14 +219,14 @@ pub(crate) async fn keep_published(group: &Group) {
 
 async fn publish(group: &Group, since: &mut Option<Instant>) -> Result<()> {
     let inner = &group.inner;
-    let Ok(own) = inner.writer() else {
-        return Ok(());
+    let own = match inner.writer() {
+        Err(Error::ReadOnly) => return Ok(()),
+        own => own?,
     };
     merge(group, own, since).await?;
     // Before anybody learns of a root, it is served.
     group.refresh_reach(&own.repo).await?;
-    let _ = own.repo.publish().await?.or_failure()?;
-    let _ = inner.record.publish().await?.or_failure()?;
+    group.publish_records(own).await?;
     // Another device of this member may have been first.
     merge(group, own, since).await?;
     advertise(group, own).await
@@ -242,7 +256,7 @@ async fn advertise(group: &Group, writer: &Own) -> Result<()> {
     let inner = &group.inner;
     let own = writer.repo.public_key().clone();
     for _ in 0..RACES {
-        let me = writer.me();
+        let mut me = writer.name().await;
         let root = writer.repo.record().root(Fetch::Cached).await?;
         let root = root.map(|root| SlotRoot {
             hash: root.value.hash,
@@ -252,7 +266,7 @@ async fn advertise(group: &Group, writer: &Own) -> Result<()> {
         });
         group.take_up_slots(Fetch::Network).await?;
         if inner.has_left() {
-            return Ok(());
+            return Err(Error::Left);
         }
         let slots = inner.record.slots(Fetch::Cached).await?;
         let mut seen = BTreeMap::new();
@@ -273,9 +287,12 @@ async fn advertise(group: &Group, writer: &Own) -> Result<()> {
             slots: SLOTS as usize,
         };
         let index = slots::place(SlotIndex::start_of(&own), &seen).ok_or(full)?;
-        let stands = mine
-            .get(&index)
-            .is_some_and(|slot| slot.root == root && slot.name.as_deref() == Some(me.as_str()));
+        let slot = mine.get(&index);
+        if slot.is_some_and(|slot| slot.name.as_ref() != Some(&me)) {
+            // Another device of this member may have given them a name that is not known here yet.
+            me = writer.repo.name(Fetch::Network).await?.unwrap_or(me);
+        }
+        let stands = slot.is_some_and(|slot| slot.root == root && slot.name.as_ref() == Some(&me));
         if stands {
             let index = index.get();
             if inner.record.unpublished().await?.contains(&index) {

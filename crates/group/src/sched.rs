@@ -173,6 +173,8 @@ struct Holder {
     batch: usize,
     /// Left alone until then.
     out: Option<Now>,
+    /// The same for a lie, which nothing shortens.
+    distrusted: Option<Now>,
 }
 
 /// How a task ended.
@@ -360,22 +362,25 @@ impl Scheduler {
     }
 
     /// Verified bytes came in; whether their holder can be asked for more because of that.
-    pub(crate) fn progress(&mut self, task: TaskId, bytes: u64, now: Now) -> bool {
-        let Some(task) = self.tasks.get_mut(&task) else {
+    pub(crate) fn progress(&mut self, task_id: TaskId, bytes: u64, now: Now) -> bool {
+        let Some(task) = self.tasks.get(&task_id) else {
             return false;
         };
-        if let Some(holder) = self.holders.get_mut(&task.holder) {
-            if task.bytes == 0 {
-                holder.rate.answered_after(now.saturating_sub(task.started));
+        let (id, first, started) = (task.holder, task.bytes == 0, task.started);
+        let had_room = self.has_room(id);
+        if let Some(holder) = self.holders.get_mut(&id) {
+            if first {
+                holder.rate.answered_after(now.saturating_sub(started));
             }
             holder.rate.came(bytes, now);
             holder.refused = 0;
         }
-        task.bytes += bytes;
-        task.last = now;
-        task.heard = now;
-        let holder = task.holder;
-        self.makes_room(holder, bytes)
+        if let Some(task) = self.tasks.get_mut(&task_id) {
+            task.bytes += bytes;
+            task.last = now;
+            task.heard = now;
+        }
+        !had_room && self.has_room(id)
     }
 
     /// All of a part is in the store.
@@ -493,7 +498,7 @@ impl Scheduler {
                 if holder.failures >= FAILURES {
                     holder.failures = 0;
                     self.events
-                        .push(Event::Behaved(task.holder, Some(Fault::Silent)));
+                        .push(Event::Behaved(task.holder, Some(Fault::Stalling)));
                 } else if task.parts.len() == 1 {
                     // It may have it no longer, or only a part.
                     for part in &task.parts {
@@ -672,6 +677,15 @@ impl Blob {
 
 impl Holder {
     fn is_out(&self, now: Now) -> bool {
-        self.out.is_some_and(|out| out > now)
+        self.out.max(self.distrusted).is_some_and(|out| out > now)
+    }
+
+    fn keep_out(&mut self, until: Now, lied: bool) {
+        let out = if lied {
+            &mut self.distrusted
+        } else {
+            &mut self.out
+        };
+        *out = (*out).max(Some(until));
     }
 }

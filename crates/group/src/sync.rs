@@ -54,7 +54,8 @@ pub type OnSync = Arc<dyn Fn(SyncProgress) + Send + Sync>;
 pub struct RepoSync {
     /// How far the member's files are now.
     pub progress: SyncProgress,
-    /// Why not everything is here, if so: the first of the errors.
+    /// Why not everything is here, or may not be, if so: the first of the errors. [`Error::NotSeen`] where only what was known before is
+    /// sure to be here.
     pub error: Option<Error>,
 }
 
@@ -62,6 +63,15 @@ impl RepoSync {
     /// Whether the newest collection and all of its files are here.
     pub fn is_complete(&self) -> bool {
         self.error.is_none() && self.progress.files_done == self.progress.files_total
+    }
+}
+
+impl RepoSync {
+    fn after(mut self, looked: &Result<()>) -> Self {
+        if let Err(Error::NotSeen(cause)) = looked {
+            self.error.get_or_insert(Error::NotSeen(cause.clone()));
+        }
+        self
     }
 }
 
@@ -86,9 +96,10 @@ impl Group {
     /// Costs one look at the group's record, and nothing else when all is here.
     ///
     /// # Errors
-    /// Those of the local disk. That a member's files cannot be had is no error of this call.
+    /// Those of the local disk; those of the network if not a single member is known. That a member's files cannot be had is no error of
+    /// this call.
     pub async fn sync_all(&self, on_progress: Option<OnSync>) -> Result<SyncReport> {
-        self.look_around().await;
+        let looked = self.look_around().await?;
         let members: Vec<PublicKey> = self
             .members(Fetch::Cached)
             .await?
@@ -99,12 +110,15 @@ impl Group {
             .iter()
             .map(|member| self.sync_known(member, on_progress.clone()))
             .collect();
+        if members.is_empty() {
+            return looked.map(|()| SyncReport::default());
+        }
         let mut syncs = stream::iter(syncs).buffered(MEMBERS);
         let mut report = SyncReport::default();
         let mut failed = None;
         while let Some(repo) = syncs.next().await {
             match repo {
-                Ok(repo) => report.repos.push(repo),
+                Ok(repo) => report.repos.push(repo.after(&looked)),
                 // The others go on: dropping them would take back what they want.
                 Err(error) => failed = failed.or(Some(error)),
             }
@@ -121,15 +135,21 @@ impl Group {
         member: &PublicKey,
         on_progress: Option<OnSync>,
     ) -> Result<RepoSync> {
-        self.look_around().await;
+        let looked = self.look_around().await?;
         self.repo_of(member).await?;
-        self.sync_known(member, on_progress).await
+        let synced = self.sync_known(member, on_progress).await?;
+        Ok(synced.after(&looked))
     }
 
-    async fn look_around(&self) {
-        if let Err(error) = self.refresh_members().await {
-            // What was seen last is good enough to begin with.
-            tracing::debug!(%error, "the members cannot be read now");
+    /// Reads who the members are and what they have. What was seen last is good enough to go on with, and not to say that all is here.
+    async fn look_around(&self) -> Result<Result<()>> {
+        match self.refresh_members().await {
+            Err(error) if error.is_local() => Err(error),
+            Err(error) => {
+                tracing::debug!(%error, "the members cannot be read now");
+                Ok(Err(Error::NotSeen(Arc::new(error))))
+            }
+            Ok(()) => Ok(Ok(())),
         }
     }
 

@@ -62,7 +62,7 @@ struct Item {
     waiting: usize,
     /// Being fetched in the background.
     running: bool,
-    /// Cancelled when it is not wanted any more, or somebody waits for it.
+    /// Cancelled when it is not wanted any more, and not in the queue.
     cancel: CancellationToken,
     due: Instant,
     pause: Duration,
@@ -353,8 +353,6 @@ enum Outcome {
     Gone,
     /// Not now.
     Later,
-    /// Not wanted any more.
-    Cancelled,
 }
 
 /// Fetches what is wanted, again and again, until the group stops.
@@ -366,33 +364,23 @@ pub(crate) async fn keep_fetching(group: &Group) {
         tokio::pin!(changed);
         // From here on no change is missed.
         changed.as_mut().enable();
-        let now = Instant::now();
         let mut next: Option<Instant> = None;
-        {
-            let mut items = queue.lock();
-            let mut idle: Vec<_> = items
-                .iter_mut()
-                .filter(|(_, item)| !item.running && item.waiting == 0)
-                .collect();
-            // Whoever has waited longest, so that those that nobody has keep none of the others away.
-            idle.sort_by_key(|(_, item)| item.due);
-            for (key, item) in idle {
-                if running.len() >= AT_ONCE {
-                    break;
-                }
-                if item.due > now {
-                    next = Some(item.due);
-                    break;
-                }
-                item.running = true;
-                running.push(attempt(
-                    group,
-                    key.clone(),
-                    item.repo.clone(),
-                    item.path.clone(),
-                    item.cancel.clone(),
-                ));
+        for (key, item) in idle(&mut queue.lock()) {
+            if running.len() >= AT_ONCE {
+                break;
             }
+            if item.due > Instant::now() {
+                next = Some(item.due);
+                break;
+            }
+            item.running = true;
+            running.push(attempt(
+                group,
+                key.clone(),
+                item.repo.clone(),
+                item.path.clone(),
+                item.cancel.clone(),
+            ));
         }
         let wait = async {
             match next {
@@ -403,11 +391,24 @@ pub(crate) async fn keep_fetching(group: &Group) {
         tokio::select! {
             () = &mut changed => {}
             () = wait => {}
-            Some((key, outcome)) = running.next(), if !running.is_empty() => {
-                settle(group, key, outcome).await;
+            Some((key, cancel, outcome)) = running.next(), if !running.is_empty() => {
+                // What was cancelled is gone. Under its name there may be another by now.
+                if !cancel.is_cancelled() {
+                    settle(group, key, outcome).await;
+                }
             }
         }
     }
+}
+
+/// What nobody works on, first what has waited longest: what nobody has must not keep the others away.
+fn idle(items: &mut BTreeMap<Key, Item>) -> Vec<(&Key, &mut Item)> {
+    let mut idle: Vec<_> = items
+        .iter_mut()
+        .filter(|(_, item)| !item.running && item.waiting == 0)
+        .collect();
+    idle.sort_by_key(|(_, item)| item.due);
+    idle
 }
 
 async fn attempt(
@@ -416,7 +417,7 @@ async fn attempt(
     repo: PublicKey,
     path: Option<EntryPath>,
     cancel: CancellationToken,
-) -> (Key, Outcome) {
+) -> (Key, CancellationToken, Outcome) {
     let work = async {
         match &path {
             Some(path) => fetch_file(group, &repo, path).await,
@@ -424,13 +425,13 @@ async fn attempt(
         }
     };
     let outcome = tokio::select! {
-        () = cancel.cancelled() => Outcome::Cancelled,
+        () = cancel.cancelled() => Outcome::Later,
         outcome = work => outcome.unwrap_or_else(|error| {
             tracing::debug!(%error, "what is wanted cannot be had now");
             Outcome::Later
         }),
     };
-    (key, outcome)
+    (key, cancel, outcome)
 }
 
 async fn fetch_file(group: &Group, member: &PublicKey, path: &EntryPath) -> Result<Outcome> {
@@ -475,7 +476,7 @@ async fn settle(group: &Group, key: Key, outcome: Outcome) {
     let gone = match outcome {
         Outcome::Here => false,
         Outcome::Gone => true,
-        Outcome::Later | Outcome::Cancelled => return,
+        Outcome::Later => return,
     };
     if let Err(error) = group.dequeue(&key).await {
         tracing::warn!(%error, "what is not wanted any more is still written down");
@@ -486,5 +487,38 @@ async fn settle(group: &Group, key: Key, outcome: Outcome) {
         } else {
             GroupEvent::WantedStored { repo, path }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use veilid_core::{CRYPTO_KIND_VLD0, Crypto};
+
+    use super::*;
+
+    #[test]
+    fn what_has_waited_longest_comes_first() {
+        let repo = Crypto::generate_keypair(CRYPTO_KIND_VLD0).unwrap().key();
+        let queue = Queue::default();
+        let now = Instant::now();
+        {
+            let mut items = queue.lock();
+            for n in 0..10_u64 {
+                let path = EntryPath::parse(&format!("{n}.txt")).unwrap();
+                let mut item = Item::new(repo.clone(), Some(path.clone()), n);
+                // The later in the order of names, the longer it has waited.
+                item.due = now - Duration::from_secs(n);
+                item.running = n == 9;
+                item.waiting = usize::from(n == 8);
+                items.insert(key(&repo, Some(&path)), item);
+            }
+        }
+        queue.wake();
+        let mut items = queue.lock();
+        let order: Vec<u64> = idle(&mut items)
+            .iter()
+            .map(|(_, item)| item.since)
+            .collect();
+        assert_eq!(order, [7, 6, 5, 4, 3, 2, 1, 0]);
     }
 }

@@ -22,6 +22,9 @@ pub enum Error {
     /// The key pair given does not belong to the public key given.
     #[error("key pair does not belong to the repo")]
     KeyMismatch,
+    /// What this device had of the repo was given up meanwhile.
+    #[error("the repo was given up on this device")]
+    Forgotten,
     /// The repo has no such file, or not any more.
     #[error("no such file")]
     NoSuchFile,

@@ -6,14 +6,20 @@ mod publish;
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use dht_records::{DeviceId, Fetch, GroupAccess, Records, RepoRecord};
 use futures::{StreamExt, TryStreamExt, stream};
 use iroh_blobs::Hash;
 use store_adapter::VeilidStore;
-use tokio::{io::AsyncRead, sync::Mutex as AsyncMutex};
+use tokio::{
+    io::AsyncRead,
+    sync::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard},
+};
 use veilid_core::{CRYPTO_KIND_VLD0, Crypto, KeyPair, PublicKey};
 
 use crate::{
@@ -102,6 +108,8 @@ struct Inner {
     names: Names,
     /// Held while the collection is changed.
     writing: AsyncMutex<()>,
+    /// Whether what is here was given up.
+    forgotten: AtomicBool,
     cache: Mutex<Option<Held>>,
     #[cfg(test)]
     fail_at: Mutex<Option<commit::Step>>,
@@ -211,6 +219,7 @@ impl Repo {
                 keys,
                 names,
                 writing: AsyncMutex::default(),
+                forgotten: AtomicBool::new(false),
                 cache: Mutex::default(),
                 #[cfg(test)]
                 fail_at: Mutex::default(),
@@ -443,16 +452,18 @@ impl Repo {
     /// [`Error::NotHere`] with what is missing; [`Error::Collection`] if it is not acceptable. Nothing was changed then.
     pub async fn adopt(&self, root: Hash) -> Result<()> {
         let _protected = self.inner.store.protect(root).await;
-        let _writing = self.inner.writing.lock().await;
+        let _writing = self.writing().await?;
         self.adopt_locked(root).await
     }
 
-    /// Gives up what is held of this repo on this device; the blobs go with the next garbage collection. The record stays.
+    /// Gives up what is held of this repo on this device; the blobs go with the next garbage collection. The record stays. A write that is
+    /// under way, or comes later, fails with [`Error::Forgotten`].
     ///
     /// # Errors
     /// [`Error::Store`].
     pub async fn forget(&self) -> Result<()> {
         let _writing = self.inner.writing.lock().await;
+        self.inner.forgotten.store(true, Ordering::Relaxed);
         self.inner
             .store
             .remove_root(&self.inner.names.pending)
@@ -460,6 +471,15 @@ impl Repo {
         self.inner.store.remove_root(&self.inner.names.held).await?;
         self.set_cache(None);
         Ok(())
+    }
+
+    /// Waits for the other writers.
+    async fn writing(&self) -> Result<AsyncMutexGuard<'_, ()>> {
+        let writing = self.inner.writing.lock().await;
+        if self.inner.forgotten.load(Ordering::Relaxed) {
+            return Err(Error::Forgotten);
+        }
+        Ok(writing)
     }
 
     fn keys(&self) -> Result<&Keys> {

@@ -96,8 +96,7 @@ impl Backend {
     pub async fn move_group(&self, id: &GroupId, stay: &[PublicKey]) -> Result<GroupInfo> {
         let _one_at_a_time = self.inner.joining.lock().await;
         let old = self.group(id)?;
-        let own = self.remembered(id).await?.secrets.own;
-        let me = own.ok_or(group::Error::ReadOnly)?.me;
+        let me = old.own_name().await?;
         old.check_staying(stay)?;
         let begun = self.moves().await?.into_iter().find(|(of, _)| of == id);
         let new = if let Some((_, new)) = begun {
@@ -143,7 +142,6 @@ impl Backend {
     /// # Errors
     /// [`Error::GroupNotFound`]; those of the network and of the local disk.
     pub async fn moved(&self, id: &GroupId) -> Result<Option<Moved>> {
-        // The metadata came with the slots; only the notice itself may have to be fetched.
         let moved = self.group(id)?.moved(Fetch::Network).await?;
         Ok(moved
             .map(|moved| Moved {
@@ -159,15 +157,15 @@ impl Backend {
     /// # Errors
     /// [`Error::GroupNotFound`], [`Error::NotMoved`]; else as [`join_group`](Self::join_group).
     pub async fn follow_move(&self, id: &GroupId) -> Result<GroupInfo> {
-        let moved = self.group(id)?.moved(Fetch::Network).await?;
+        let old = self.group(id)?;
+        let moved = old.moved(Fetch::Network).await?;
         let moved = moved.ok_or(Error::NotMoved)?;
-        let own = self.remembered(id).await?.secrets.own;
-        let me = own.ok_or(group::Error::ReadOnly)?.me;
+        let me = old.own_name().await?;
         self.join_with(moved.access, None, &me).await
     }
 
     /// Writes this member's files of one group into another one as well, as far as they are on this device, under that group's keys.
-    /// What is there already stays, so it can be repeated. Tells how many files and bytes were looked at.
+    /// What is there already stays, so it can be repeated. Tells how many files and bytes were looked at or copied.
     ///
     /// # Errors
     /// [`Error::GroupNotFound`]; [`group::Error::ReadOnly`] within [`Error::Group`]. What was copied before stays.
@@ -291,14 +289,9 @@ impl Backend {
 
     async fn finish_ending(&self, group: &Group) -> Result<()> {
         group.forget_records().await?;
-        let id = GroupId::new(group.public_key());
-        {
-            let state = self.inner.state.read().await;
-            let state = state.as_ref().ok_or(Error::Stopped)?;
-            state.remove_group(id.public_key()).await?;
-        }
-        self.inner.events.emit(EventKind::GroupLeft { group: id });
-        Ok(())
+        let state = self.inner.state.read().await;
+        let state = state.as_ref().ok_or(Error::Stopped)?;
+        state.remove_group(&group.public_key()).await
     }
 
     /// Takes away the blobs that nothing names any more. What fails now is done by the next collection.
@@ -368,6 +361,8 @@ impl Backend {
             self.wait_online(LONGEST_PAUSE).await?;
             group.sign_off().await?;
             self.finish_ending(group).await?;
+            let group = GroupId::new(group.public_key());
+            self.inner.events.emit(EventKind::GroupLeft { group });
         }
         Ok(())
     }

@@ -13,7 +13,8 @@ use crate::{Backend, Error, GroupId, Result};
 pub struct RepoSync {
     /// How far the member's files are now.
     pub progress: SyncProgress,
-    /// Why not everything is here, if so: the first of the errors.
+    /// Why not everything is here, or may not be, if so: the first of the errors. [`group::Error::NotSeen`] within [`Error::Group`] where
+    /// only what was known before is sure to be here.
     pub error: Option<Error>,
 }
 
@@ -39,7 +40,8 @@ impl Backend {
     /// all is here, it asks no member anything. Says what it came to for each member.
     ///
     /// # Errors
-    /// [`Error::GroupNotFound`]; those of the local disk. That a member's files cannot be had is no error of this call.
+    /// [`Error::GroupNotFound`]; those of the local disk; those of the network if not a single member is known. That a member's files
+    /// cannot be had is no error of this call.
     pub async fn sync_all(
         &self,
         id: &GroupId,

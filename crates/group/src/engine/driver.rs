@@ -17,7 +17,9 @@ use super::{Engine, Failure, State, lock, transfer};
 use crate::{
     Error, Group,
     group::Inner,
-    have, members,
+    have,
+    ignore::Fault,
+    members,
     peers::Peer,
     sched::{Event, HolderId, Kind, Now, TaskId},
 };
@@ -203,7 +205,8 @@ impl Driver<'_> {
                             drop(ignore);
                             tracing::debug!(peer = %peer.short(), ?fault, "a member is left alone for a while");
                             let left = left.map_or(Duration::ZERO, |left| left.remaining);
-                            state.scheduler.leave_out(holder, now + left);
+                            let lied = fault == Fault::Lied;
+                            state.scheduler.leave_out(holder, now + left, lied);
                         }
                     }
                 }
@@ -296,8 +299,7 @@ impl Driver<'_> {
 }
 
 fn peer(state: &State, holder: HolderId) -> Option<Arc<Peer>> {
-    let place = usize::try_from(holder).ok()?;
-    state.peers.get(place).cloned()
+    state.peers.get(&holder).cloned()
 }
 
 /// Takes up who can be asked now. Who is not among them is dropped if these are all.
@@ -305,21 +307,25 @@ fn take_up(inner: &Inner, engine: &Engine, peers: Vec<Arc<Peer>>, all: bool) {
     let clock = Instant::now();
     let now = engine.now();
     let mut state = engine.lock();
+    let state = &mut *state;
     let mut here = BTreeSet::new();
     for peer in peers {
-        let next = HolderId::try_from(state.peers.len()).unwrap_or(HolderId::MAX);
-        let id = *state.ids.entry(peer.id.clone()).or_insert(next);
-        if id == next {
-            state.peers.push(peer.clone());
-        }
+        let id = *state.ids.entry(peer.id.clone()).or_insert_with(|| {
+            state.next_holder = state.next_holder.wrapping_add(1);
+            state.next_holder
+        });
         let left = inner.ignore().ignored(&peer.id, clock);
-        state
-            .scheduler
-            .join(id, left.map(|left| now + left.remaining));
+        state.scheduler.join(
+            id,
+            left.map(|left| (now + left.remaining, left.fault == Fault::Lied)),
+        );
+        state.peers.insert(id, peer);
         here.insert(id);
     }
     if all {
         state.scheduler.keep_only(&here);
+        state.peers.retain(|id, _| here.contains(id));
+        state.ids.retain(|_, id| here.contains(id));
     }
 }
 

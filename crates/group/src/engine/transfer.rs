@@ -34,7 +34,7 @@ use crate::{
 
 /// Chunk groups on their way to the store, for one stream.
 const ON_THE_WAY: usize = 16;
-/// Of a larger file it is written down at once that it was obtained in this group, in bytes; of others when they are complete.
+/// Of a larger blob it is written down at once that it was obtained in this group, in bytes; of others when they are complete.
 const WORTH_A_MARK: u64 = 1024 * 1024;
 /// How often a stream is said to be alive that brings bytes, but nothing whole yet.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
@@ -176,7 +176,7 @@ impl Job<'_> {
                     part.hash,
                     missing,
                     (part.size, part.limit),
-                    (part.hash, part.kind == Kind::Blob),
+                    part.hash,
                     reader,
                 )
                 .await?;
@@ -189,20 +189,19 @@ impl Job<'_> {
             if let Some(names) = names {
                 let all = ChunkRanges::bytes(0..LONGEST_NAMES);
                 let limits = (None, LONGEST_NAMES);
-                let of = (part.hash, false);
-                reader = self.receive(names, all, limits, of, reader).await?;
+                reader = self.receive(names, all, limits, part.hash, reader).await?;
             }
         }
         Ok(reader)
     }
 
-    /// Receives some ranges of a blob; what is verified of it counts for the blob `of`, which is a file or not.
+    /// Receives some ranges of a blob; what is verified of it counts for the blob `of`.
     async fn receive(
         &self,
         hash: Hash,
         ranges: ChunkRanges,
         limits: (Option<u64>, u64),
-        (of, is_file): (Hash, bool),
+        of: Hash,
         mut reader: BlobRecv,
     ) -> Result<BlobRecv, Failure> {
         let mut header = [0; 8];
@@ -252,14 +251,12 @@ impl Job<'_> {
                     if bytes > 0 {
                         if !any {
                             any = true;
-                            if is_file {
-                                // Whoever sends a true byte of it has it.
-                                self.inner.held.obtained(hash);
-                                if got > WORTH_A_MARK {
-                                    // Without the mark, all of it would be fetched once more after a crash.
-                                    let written = self.inner.held.write(&self.inner.ledger).await;
-                                    written.map_err(Failure::Store)?;
-                                }
+                            // Whoever sends a true byte of it has it.
+                            self.inner.held.obtained(hash);
+                            if got > WORTH_A_MARK {
+                                // Without the mark, all of it would be fetched once more after a crash.
+                                let written = self.inner.held.write(&self.inner.ledger).await;
+                                written.map_err(Failure::Store)?;
                             }
                         }
                         self.engine.came(self.start.task, of, bytes);

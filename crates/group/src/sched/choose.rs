@@ -17,6 +17,8 @@ pub(crate) const SMALL: u64 = 64 * 1024;
 pub(crate) const BATCH: usize = 64;
 /// The largest piece, and the most bytes of small blobs in one request.
 const PIECE: u64 = 1024 * 1024;
+/// What a collection of unknown size brings, with its list of names: a shard of an archive that is neither small nor huge.
+const COLLECTION: u64 = 16 * 1024;
 /// The smallest piece that a blob is cut into.
 const SHORTEST: u64 = 64 * 1024;
 /// A piece takes a holder about so long.
@@ -81,13 +83,10 @@ impl Scheduler {
             .sum()
     }
 
-    /// Whether a holder of which so many bytes have just come can be asked for more because of them.
-    pub(super) fn makes_room(&self, id: HolderId, bytes: u64) -> bool {
-        let Some(holder) = self.holders.get(&id) else {
-            return false;
-        };
-        let to_come = self.to_come(id);
-        holder.has_room(to_come) && !holder.has_room(to_come.saturating_add(bytes))
+    /// Whether one more request to a holder keeps the way to it full.
+    pub(super) fn has_room(&self, id: HolderId) -> bool {
+        let holder = self.holders.get(&id);
+        holder.is_some_and(|holder| holder.has_room(self.to_come(id)))
     }
 }
 
@@ -164,7 +163,11 @@ fn start(
 /// Bytes that a part brings, as far as that is known.
 fn expected(part: &Part) -> u64 {
     let chunks = count(&part.ranges).unwrap_or(u64::MAX);
-    chunks.saturating_mul(CHUNK).min(part.size.unwrap_or(PIECE))
+    let usual = match part.kind {
+        Kind::Blob => PIECE,
+        Kind::Collection => COLLECTION,
+    };
+    chunks.saturating_mul(CHUNK).min(part.size.unwrap_or(usual))
 }
 
 fn part(hash: Hash, blob: &Blob, ranges: ChunkRanges) -> Part {

@@ -18,14 +18,16 @@ const OBSERVE_TRIES: u32 = 3;
 const BOUNDARIES: usize = 1_024;
 
 impl Scheduler {
-    /// Somebody can be asked; left alone until `out`.
-    pub(crate) fn join(&mut self, holder: HolderId, out: Option<Now>) {
+    /// Somebody can be asked; left alone until `out`, and whether for a lie.
+    pub(crate) fn join(&mut self, holder: HolderId, out: Option<(Now, bool)>) {
         let holder = self.holders.entry(holder).or_insert_with(|| Holder {
             batch: choose::BATCH,
             most: STREAMS_PER_HOLDER,
             ..Holder::default()
         });
-        holder.out = holder.out.max(out);
+        if let Some((until, lied)) = out {
+            holder.keep_out(until, lied);
+        }
     }
 
     /// Those who can be asked now are these, and nobody else.
@@ -42,11 +44,11 @@ impl Scheduler {
         }
     }
 
-    /// Leaves a holder alone for a while, and gives its work to others.
-    pub(crate) fn leave_out(&mut self, id: HolderId, until: Now) {
+    /// Leaves a holder alone for a while, and gives its work to others; `lied` is whether for a lie.
+    pub(crate) fn leave_out(&mut self, id: HolderId, until: Now, lied: bool) {
         self.drop_tasks(id);
         if let Some(holder) = self.holders.get_mut(&id) {
-            holder.out = Some(until);
+            holder.keep_out(until, lied);
             holder.has.clear();
             holder.asking.clear();
             holder.observing.clear();
@@ -258,7 +260,7 @@ impl Scheduler {
         (first, last)
     }
 
-    /// Everybody was looked for anew: forgets for these blobs who does not have them, and who is left alone.
+    /// Everybody was looked for anew: forgets for these blobs who does not have them, and who is left alone for anything but a lie.
     pub(crate) fn try_all(&mut self, hashes: &[Hash]) {
         for hash in hashes {
             if let Some(blob) = self.blobs.get_mut(hash) {

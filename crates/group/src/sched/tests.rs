@@ -116,6 +116,12 @@ impl World {
         hash
     }
 
+    fn hash_of_shard(&mut self, n: u32) -> Hash {
+        let hash = hash(&format!("shard {n}"));
+        self.sizes.insert(hash, 10 * 1024);
+        hash
+    }
+
     fn sent(&self) -> u64 {
         self.sent.round() as u64
     }
@@ -161,7 +167,9 @@ impl World {
                     }
                     Event::Behaved(holder, Some(fault)) => {
                         self.faults.push((holder, fault));
-                        self.s.leave_out(holder, self.now + Duration::from_secs(30));
+                        let lied = fault == Fault::Lied;
+                        self.s
+                            .leave_out(holder, self.now + Duration::from_secs(30), lied);
                     }
                     Event::NobodyHas(hash) => {
                         self.failed.insert(hash);
@@ -487,6 +495,26 @@ fn a_liar_is_left_alone_and_the_rest_comes_from_others() {
 }
 
 #[test]
+fn a_liar_stays_left_alone_when_everybody_is_tried_again() {
+    let mut liar = Real::new(5e6, 20);
+    liar.lies = true;
+    let mut honest = Real::new(1e5, 20);
+    let film = hash("film");
+    honest.only = Some([(film, full(10 * MIB))].into());
+    let mut world = World::new(vec![liar, honest]);
+    world.want("film", 10 * MIB);
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.faults, [(0, Fault::Lied)]);
+    // Only the liar says that it has this one.
+    let rare = world.want("rare", MIB);
+    let asked = world.asked.len();
+    world.run(Duration::from_secs(15));
+    assert!(world.looked > 0 && world.failed.contains(&rare));
+    assert!(world.asked[asked..].iter().all(|(holder, ..)| *holder == 1));
+    assert_eq!(world.faults.len(), 1);
+}
+
+#[test]
 fn partial_holders_are_asked_for_what_they_have() {
     let film = hash("film");
     let size = 16 * MIB;
@@ -610,6 +638,32 @@ fn whoever_has_the_root_is_asked_for_its_shards_at_once() {
     let start = world.s.next(world.now).unwrap();
     assert_eq!(start.parts[0].hash, shard);
     assert_eq!(start.parts[0].kind, Kind::Collection);
+}
+
+/// None of them says how large it is, and they are small.
+#[test]
+fn many_shards_are_asked_for_at_once() {
+    let mut world = World::new(vec![Real::new(5e6, 200)]);
+    world.want("film", 4 * MIB);
+    world.run(Duration::from_secs(10));
+    for n in 0..100_u32 {
+        let hash = world.hash_of_shard(n);
+        world.s.want(Want {
+            hash,
+            kind: Kind::Collection,
+            size: None,
+            limit: 16 * MIB,
+            like: None,
+            missing: full(16 * MIB),
+            whole: false,
+        });
+    }
+    let mut most = 0;
+    for _ in 0..200 {
+        world.step();
+        most = most.max(world.transfers.len());
+    }
+    assert_eq!(most, STREAMS_PER_HOLDER);
 }
 
 #[test]

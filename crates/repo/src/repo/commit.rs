@@ -32,7 +32,7 @@ impl Repo {
     ) -> Result<()> {
         self.check_writable()?;
         let keys = &self.keys()?.entries;
-        let _writing = self.inner.writing.lock().await;
+        let _writing = self.writing().await?;
         self.finish_pending().await?;
         let (mut contents, merged) = self.merged_with_record().await?;
         change(keys, &mut contents)?;
@@ -70,7 +70,7 @@ impl Repo {
         if !self.is_writable() || self.inner.keys.is_none() {
             return Ok(None);
         }
-        let _writing = self.inner.writing.lock().await;
+        let _writing = self.writing().await?;
         self.finish_pending().await?;
         let held = self.held_hash().await?;
         Ok(self
@@ -86,7 +86,7 @@ impl Repo {
     /// As [`write`](Self::write).
     pub async fn overrule(&self) -> Result<()> {
         self.check_writable()?;
-        let _writing = self.inner.writing.lock().await;
+        let _writing = self.writing().await?;
         self.finish_pending().await?;
         let contents = self.contents().await?;
         self.commit(contents).await
