@@ -309,12 +309,23 @@ impl Record {
 
     /// Writes a payload into the cache under the next counter. It goes to the network with the next `publish`.
     pub(crate) async fn write(&self, subkey: u32, payload: &[u8]) -> Result<u64> {
-        if !self.writable() {
-            return Err(Error::ReadOnly);
-        }
-        let key = self.value_key(subkey)?;
+        self.check_writable()?;
         let _rows = self.core.rows.lock().await;
         let row = self.row(subkey, true).await?;
+        self.write_over(subkey, row, payload).await
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.writable() {
+            Ok(())
+        } else {
+            Err(Error::ReadOnly)
+        }
+    }
+
+    /// Writes a payload over a row. The rows have to be locked.
+    async fn write_over(&self, subkey: u32, row: Option<Cached>, payload: &[u8]) -> Result<u64> {
+        let key = self.value_key(subkey)?;
         let counter = merge::next_counter(row.as_ref()).ok_or(Error::CounterExhausted)?;
         let sealed = value::seal(key, &self.place(subkey), counter, payload, self.core.limit)?;
         let next = merge::write(row, counter, sealed);
@@ -335,6 +346,32 @@ impl Record {
     pub(crate) async fn write_json<T: Serialize>(&self, subkey: u32, value: &T) -> Result<u64> {
         self.write(subkey, &to_json(value, self.layout.kind(subkey))?)
             .await
+    }
+
+    /// Edits what is known here of a value in JSON, and gives whether that changed it. It counts as the default where there is none, or no
+    /// JSON of this kind. What is read from the network meanwhile is not lost.
+    pub(crate) async fn edit_json<T>(&self, subkey: u32, edit: impl FnOnce(&mut T)) -> Result<bool>
+    where
+        T: Serialize + DeserializeOwned + Default + Clone + PartialEq,
+    {
+        self.check_writable()?;
+        let kind = self.layout.kind(subkey);
+        let _rows = self.core.rows.lock().await;
+        let row = self.row(subkey, true).await?;
+        let mut before = None;
+        if let Some(row) = row.as_ref().filter(|row| row.has_value()) {
+            let opened = self.unseal(subkey, &row.sealed)?;
+            before = from_json::<T>(&opened, kind).ok();
+        }
+        let before = before.map(|stamped| stamped.value);
+        let mut after = before.clone().unwrap_or_default();
+        edit(&mut after);
+        if before.as_ref() == Some(&after) {
+            return Ok(false);
+        }
+        self.write_over(subkey, row, &to_json(&after, kind)?)
+            .await?;
+        Ok(true)
     }
 
     /// Reads a value from JSON. A cleared subkey is `None`.

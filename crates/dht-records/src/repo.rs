@@ -187,6 +187,15 @@ impl RepoRecord {
         self.record.write_json(0, metadata).await
     }
 
+    /// Edits the metadata as they are known here, to be published. Gives whether that changed them. What another writer wrote and this handle
+    /// reads meanwhile is not lost; metadata that cannot be read as such count as empty.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`]; [`Error::NoContentKey`] for a replica; [`Error::TooLarge`]; those of the value and of the cache.
+    pub async fn edit_metadata(&self, edit: impl FnOnce(&mut RepoMetadata)) -> Result<bool> {
+        self.record.edit_json(0, edit).await
+    }
+
     /// The root of the collection; `None` before the first file.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 //! Metadata are one value, which other members and other devices may write at the same time. One of them stands, and what the others
 //! edited is gone. So an edit is remembered, and made again in whatever stands, until it was published. Whoever comes last wins.
 
-use dht_records::{Fetch, GroupMetadata, MoveNotice, RepoMetadata};
+use dht_records::{Fetch, GroupMetadata, MoveNotice, Published, RepoMetadata, Stamped};
 use serde::{Deserialize, Serialize};
 use veilid_core::PublicKey;
 
@@ -30,11 +30,23 @@ pub(crate) struct Edits {
     pub(crate) notices: Option<Vec<MoveNotice>>,
 }
 
+/// What is remembered of the edits.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    /// What is not published.
+    pub(crate) edits: Edits,
+    /// What was published. Two writers who do not know of each other can both be told that theirs is, and only one of them stands in the
+    /// end; so it is kept until somebody who knew it wrote another.
+    #[serde(default)]
+    stood: Edits,
+}
+
 /// A row of the ledger.
 #[derive(Serialize, Deserialize)]
 struct Row {
     version: u8,
-    edits: Edits,
+    #[serde(flatten)]
+    kept: Kept,
 }
 
 impl Edits {
@@ -68,16 +80,114 @@ impl Edits {
         }
     }
 
-    /// Takes out what stands in the group's metadata.
-    fn stand_in_group(&mut self, own: &PublicKey, metadata: &GroupMetadata) {
-        self.group.take_if(|name| *name == metadata.name);
-        self.moved &= metadata.moved_by.as_ref() != Some(own);
+    /// Whether all of it that is the group's stands there.
+    fn stands_in_group(&self, own: &PublicKey, metadata: &GroupMetadata) -> bool {
+        let mut edited = metadata.clone();
+        self.edit_group(own, &mut edited);
+        edited == *metadata
     }
 
-    /// Takes out what stands in the repo's metadata.
-    fn stand_in_repo(&mut self, metadata: &RepoMetadata) {
-        self.me.take_if(|name| *name == metadata.name);
-        self.notices.take_if(|notices| *notices == metadata.moved);
+    /// Whether all of it that is the repo's stands there.
+    fn stands_in_repo(&self, metadata: &RepoMetadata) -> bool {
+        let mut edited = metadata.clone();
+        self.edit_repo(&mut edited);
+        edited == *metadata
+    }
+
+    fn take_group(&mut self) -> Self {
+        Self {
+            group: self.group.take(),
+            moved: std::mem::take(&mut self.moved),
+            ..Self::default()
+        }
+    }
+
+    fn take_repo(&mut self) -> Self {
+        Self {
+            me: self.me.take(),
+            notices: self.notices.take(),
+            ..Self::default()
+        }
+    }
+
+    /// Drops what newer ones say otherwise.
+    fn drop_those_of(&mut self, newer: &Self) {
+        if newer.group.is_some() {
+            self.group = None;
+        }
+        if newer.me.is_some() {
+            self.me = None;
+        }
+        if newer.notices.is_some() {
+            self.notices = None;
+        }
+        self.moved &= !newer.moved;
+    }
+
+    /// Adds what these say and nothing newer says.
+    fn add(&mut self, older: Self) {
+        self.group = self.group.take().or(older.group);
+        self.moved |= older.moved;
+        self.me = self.me.take().or(older.me);
+        self.notices = self.notices.take().or(older.notices);
+    }
+}
+
+/// Which of the two records.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Which {
+    pub(crate) group: bool,
+    pub(crate) repo: bool,
+}
+
+impl Which {
+    /// Of which the metadata lost against another writer's who did not know them.
+    fn lost(repo: Option<&Published>, group: Option<&Published>) -> Self {
+        let lost = |published: Option<&Published>| {
+            published.is_some_and(|p| p.overwritten().any(|subkey| subkey == METADATA))
+        };
+        Self {
+            group: lost(group),
+            repo: lost(repo),
+        }
+    }
+}
+
+impl Kept {
+    /// What was published and lost against another writer is to be published again.
+    fn lost(&mut self, which: Which) {
+        if which.group {
+            let stood = self.stood.take_group();
+            self.edits.add(stood);
+        }
+        if which.repo {
+            let stood = self.stood.take_repo();
+            self.edits.add(stood);
+        }
+    }
+
+    /// Somebody who knew what was published wrote another.
+    fn replaced(&mut self, which: Which) {
+        if which.group {
+            self.stood.take_group();
+        }
+        if which.repo {
+            self.stood.take_repo();
+        }
+    }
+
+    /// What was edited is published.
+    fn stands(&mut self, which: Which) {
+        if which.group {
+            let mut now = self.edits.take_group();
+            now.add(self.stood.take_group());
+            self.stood.add(now);
+        }
+        if which.repo {
+            let mut now = self.edits.take_repo();
+            now.add(self.stood.take_repo());
+            self.stood.add(now);
+        }
     }
 }
 
@@ -93,96 +203,143 @@ impl Group {
         if row.version != VERSION {
             return false;
         }
-        *self.inner.edits.lock().await = row.edits;
+        *self.inner.edits.lock().await = row.kept;
         true
     }
 
     /// Edits metadata. It is durable when this returns, and published in the background.
     pub(crate) async fn edit(&self, edit: impl FnOnce(&mut Edits)) -> Result<()> {
         let own = self.inner.writer()?;
-        let mut edits = self.inner.edits.lock().await;
-        let mut after = edits.clone();
-        edit(&mut after);
+        let mut kept = self.inner.edits.lock().await;
+        let mut after = kept.clone();
+        edit(&mut after.edits);
+        after.stood.drop_those_of(&after.edits);
         // First, so that what does not fit is not remembered.
-        self.make(own, &after).await?;
-        self.write_edits(&after).await?;
-        *edits = after;
-        drop(edits);
+        self.make(own, &after.edits).await?;
+        // Also where the caller does not wait for the end of this.
+        let before = std::mem::replace(&mut *kept, after);
         self.inner.changed();
+        if let Err(error) = self.write_edits(&kept).await {
+            *kept = before;
+            return Err(error);
+        }
         Ok(())
     }
 
-    /// Publishes what is not published of the group's record and the own one, again and again until the edits stand.
-    pub(crate) async fn publish_records(&self, own: &Own) -> Result<()> {
+    /// Publishes what is not published of the group's record and the own one, again and again until the edits stand. Gives why they cannot be
+    /// made, if so, which does not keep the rest from being published.
+    pub(crate) async fn publish_records(&self, own: &Own) -> Result<Option<Error>> {
         for _ in 0..RACES {
-            {
-                let edits = self.inner.edits.lock().await;
-                self.make(own, &edits).await?;
-            }
-            let _ = own.repo.publish().await?.or_failure()?;
-            let _ = self.inner.record.publish().await?.or_failure()?;
-            if self.edits_stand(own).await? {
-                return Ok(());
+            let (made, gone) = {
+                let kept = self.inner.edits.lock().await;
+                let gone = match self.which_stand(own, &kept.stood).await {
+                    Ok(stands) => Which {
+                        group: !stands.group,
+                        repo: !stands.repo,
+                    },
+                    Err(_) => Which::default(),
+                };
+                (self.make(own, &kept.edits).await, gone)
+            };
+            let repo = own.repo.publish().await?;
+            let group = self.inner.record.publish().await?;
+            let lost = Which::lost(Some(&repo), Some(&group));
+            let settled = self.settle_edits(own, lost, gone).await;
+            let _ = repo.or_failure()?;
+            let _ = group.or_failure()?;
+            match (made, settled) {
+                (Err(error), _) | (_, Err(error)) => return Ok(Some(error)),
+                (Ok(()), Ok(true)) => return Ok(None),
+                (Ok(()), Ok(false)) => {}
             }
         }
         Err(dht_records::Error::NotConfirmed.into())
+    }
+
+    /// Looks whether metadata lost against another writer's in what was published otherwise.
+    pub(crate) async fn after_publishing(
+        &self,
+        repo: Option<&Published>,
+        group: Option<&Published>,
+    ) -> Result<()> {
+        let lost = Which::lost(repo, group);
+        if !lost.repo && !lost.group {
+            return Ok(());
+        }
+        let mut kept = self.inner.edits.lock().await;
+        let mut after = kept.clone();
+        after.lost(lost);
+        if after != *kept {
+            *kept = after;
+            self.inner.changed();
+            self.write_edits(&kept).await?;
+        }
+        Ok(())
     }
 
     /// Writes edits into what stands, as far as that is known here. First what the other points to.
     async fn make(&self, own: &Own, edits: &Edits) -> Result<()> {
         if edits.in_repo() {
             let record = own.repo.record();
-            let before = record.metadata(Fetch::Cached).await?;
-            let before = before.map(|stamped| stamped.value).unwrap_or_default();
-            let mut after = before.clone();
-            edits.edit_repo(&mut after);
-            if after != before {
-                record.set_metadata(&after).await?;
-            }
+            record
+                .edit_metadata(|metadata| edits.edit_repo(metadata))
+                .await?;
         }
         if edits.in_group() {
+            let key = own.repo.public_key();
             let record = &self.inner.record;
-            let before = record.metadata(Fetch::Cached).await?;
-            let before = before.map(|stamped| stamped.value).unwrap_or_default();
-            let mut after = before.clone();
-            edits.edit_group(own.repo.public_key(), &mut after);
-            if after != before {
-                record.set_metadata(&after).await?;
-            }
+            record
+                .edit_metadata(|metadata| edits.edit_group(key, metadata))
+                .await?;
         }
         Ok(())
     }
 
-    /// Forgets the edits that are published; whether these are all.
-    async fn edits_stand(&self, own: &Own) -> Result<bool> {
-        let mut edits = self.inner.edits.lock().await;
-        let mut after = edits.clone();
-        let record = own.repo.record();
-        if edits.in_repo() && !record.unpublished().await?.contains(&METADATA) {
-            let metadata = record.metadata(Fetch::Cached).await?;
-            after.stand_in_repo(&metadata.map(|stamped| stamped.value).unwrap_or_default());
+    /// In which records all of these edits stand.
+    async fn which_stand(&self, own: &Own, edits: &Edits) -> Result<Which> {
+        let mut which = Which {
+            group: !edits.in_group(),
+            repo: !edits.in_repo(),
+        };
+        if edits.in_repo() {
+            let metadata = own.repo.record().metadata(Fetch::Cached).await;
+            which.repo = edits.stands_in_repo(&known(metadata)?);
         }
-        let record = &self.inner.record;
-        if edits.in_group() && !record.unpublished().await?.contains(&METADATA) {
-            let metadata = record.metadata(Fetch::Cached).await?;
-            let metadata = metadata.map(|stamped| stamped.value).unwrap_or_default();
-            after.stand_in_group(own.repo.public_key(), &metadata);
+        if edits.in_group() {
+            let metadata = self.inner.record.metadata(Fetch::Cached).await;
+            which.group = edits.stands_in_group(own.repo.public_key(), &known(metadata)?);
         }
-        if after != *edits {
-            self.write_edits(&after).await?;
-            *edits = after;
-        }
-        Ok(edits.is_empty())
+        Ok(which)
     }
 
-    async fn write_edits(&self, edits: &Edits) -> Result<()> {
+    /// Takes note of what is published. Gives whether all edits are.
+    async fn settle_edits(&self, own: &Own, lost: Which, gone: Which) -> Result<bool> {
+        let mut kept = self.inner.edits.lock().await;
+        let mut after = kept.clone();
+        after.lost(lost);
+        after.replaced(gone);
+        let mut stands = self.which_stand(own, &after.edits).await?;
+        let published = async |record: dht_records::Result<Vec<u32>>| {
+            Ok::<bool, Error>(!record?.contains(&METADATA))
+        };
+        stands.repo &= published(own.repo.record().unpublished().await).await?;
+        stands.group &= published(self.inner.record.unpublished().await).await?;
+        after.stands(stands);
+        if after != *kept {
+            self.write_edits(&after).await?;
+            *kept = after;
+        }
+        Ok(kept.edits.is_empty())
+    }
+
+    async fn write_edits(&self, kept: &Kept) -> Result<()> {
         let ledger = &self.inner.ledger;
-        let value = if edits.is_empty() {
+        let value = if *kept == Kept::default() {
             None
         } else {
             let row = Row {
                 version: VERSION,
-                edits: edits.clone(),
+                kept: kept.clone(),
             };
             let mut value = vec![KIND];
             let json = serde_json::to_vec(&row).map_err(|e| Error::Store(e.into()))?;
@@ -193,62 +350,106 @@ impl Group {
     }
 }
 
+/// Metadata as they are known here; empty where there are none that can be read as such.
+fn known<T: Default>(metadata: dht_records::Result<Option<Stamped<T>>>) -> Result<T> {
+    match metadata {
+        Ok(metadata) => Ok(metadata.map(|stamped| stamped.value).unwrap_or_default()),
+        Err(dht_records::Error::InvalidPayload { .. }) => Ok(T::default()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use dht_records::MoveNotice;
     use veilid_core::{CRYPTO_KIND_VLD0, Crypto};
 
     use super::*;
+
+    const GROUP: Which = Which {
+        group: true,
+        repo: false,
+    };
 
     fn key() -> PublicKey {
         Crypto::generate_keypair(CRYPTO_KIND_VLD0).unwrap().key()
     }
 
-    #[test]
-    fn an_edit_changes_its_own_field_and_is_kept_until_it_stands() {
-        let (me, other) = (key(), key());
-        let mut edits = Edits {
+    fn edits() -> Edits {
+        Edits {
             group: Some("new".into()),
             moved: true,
-            ..Edits::default()
+            me: Some("Anna".into()),
+            notices: None,
+        }
+    }
+
+    #[test]
+    fn an_edit_changes_its_own_fields_and_nothing_else() {
+        let (me, other) = (key(), key());
+        let edits = Edits {
+            moved: false,
+            ..edits()
         };
-        assert!(edits.in_group() && !edits.in_repo());
-        let mut stands = GroupMetadata {
+        let mut group = GroupMetadata {
             name: "old".into(),
             moved_by: Some(other.clone()),
         };
-        edits.stand_in_group(&me, &stands);
-        assert!(edits.group.is_some() && edits.moved);
-        edits.edit_group(&me, &mut stands);
-        assert_eq!(
-            (stands.name.as_str(), &stands.moved_by),
-            ("new", &Some(me.clone()))
-        );
-        // Another one is the last to say that it moved; the name is there.
-        stands.moved_by = Some(other);
-        edits.stand_in_group(&me, &stands);
-        assert!(edits.group.is_none() && edits.moved && !edits.is_empty());
-        stands.moved_by = Some(me.clone());
-        edits.stand_in_group(&me, &stands);
-        assert!(edits.is_empty());
+        assert!(!edits.stands_in_group(&me, &group));
+        edits.edit_group(&me, &mut group);
+        assert!(edits.stands_in_group(&me, &group));
+        assert_eq!((group.name.as_str(), group.moved_by), ("new", Some(other)));
 
         let notice = MoveNotice {
             to: [1; 8],
             sealed: vec![2; 48],
         };
-        let mut edits = Edits {
-            notices: Some(vec![notice]),
-            ..Edits::default()
-        };
-        let mut stands = RepoMetadata {
+        let mut repo = RepoMetadata {
             name: "Ana".into(),
-            moved: Vec::new(),
+            moved: vec![notice.clone()],
         };
-        edits.stand_in_repo(&stands);
-        assert!(edits.in_repo());
-        edits.edit_repo(&mut stands);
-        assert_eq!(stands.name, "Ana");
-        edits.stand_in_repo(&stands);
-        assert!(edits.is_empty());
+        assert!(!edits.stands_in_repo(&repo));
+        edits.edit_repo(&mut repo);
+        assert!(edits.stands_in_repo(&repo));
+        assert_eq!((repo.name.as_str(), repo.moved), ("Anna", vec![notice]));
+    }
+
+    #[test]
+    fn what_was_published_comes_back_if_it_was_lost_and_not_if_it_was_replaced() {
+        let mut kept = Kept {
+            edits: edits(),
+            stood: Edits::default(),
+        };
+        kept.stands(GROUP);
+        assert!(!kept.edits.in_group() && kept.edits.in_repo());
+        assert!(kept.stood.in_group() && !kept.stood.in_repo());
+        // A newer edit, and what was published before it.
+        kept.edits.group = Some("newest".into());
+        let before = kept.clone();
+        kept.lost(GROUP);
+        assert_eq!(kept.edits.group.as_deref(), Some("newest"));
+        assert!(kept.edits.moved && !kept.stood.in_group());
+        kept.stands(GROUP);
+        assert_eq!(kept.stood.group.as_deref(), Some("newest"));
+
+        let mut kept = before;
+        kept.replaced(GROUP);
+        kept.lost(GROUP);
+        assert!(!kept.edits.moved && !kept.stood.in_group());
+        assert_eq!(kept.edits.group.as_deref(), Some("newest"));
+    }
+
+    #[test]
+    fn a_row_says_it_all() {
+        let kept = Kept {
+            edits: edits(),
+            stood: Edits::default(),
+        };
+        let row = Row {
+            version: VERSION,
+            kept: kept.clone(),
+        };
+        let json = serde_json::to_vec(&row).unwrap();
+        let read: Row = serde_json::from_slice(&json).unwrap();
+        assert!(read.kept == kept);
     }
 }

@@ -79,6 +79,8 @@ struct State {
     peers: HashMap<HolderId, Arc<Peer>>,
     ids: HashMap<PeerId, HolderId>,
     next_holder: HolderId,
+    /// How often devices were taken up.
+    taken_up: u64,
     /// Something new is wanted, so the known tunnels are taken up again.
     fresh: bool,
     /// There is a member who was never looked for.

@@ -20,7 +20,7 @@ use veilid_core::{KeyPair, PublicKey};
 
 use crate::{
     Error, Ledger, Result, Serving,
-    edits::Edits,
+    edits::Kept,
     engine::Engine,
     held::Held,
     ignore::IgnoreList,
@@ -174,7 +174,7 @@ pub(crate) struct Inner {
     pub(crate) ledger: GroupLedger,
     pub(crate) engine: Arc<Engine>,
     pub(crate) queue: Queue,
-    pub(crate) edits: tokio::sync::Mutex<Edits>,
+    pub(crate) edits: tokio::sync::Mutex<Kept>,
     pub(crate) listener: tokio::sync::Mutex<Option<Arc<Listener>>>,
     /// One collection is fetched once at a time.
     syncing: Mutex<HashMap<PublicKey, Arc<tokio::sync::Mutex<()>>>>,
@@ -386,6 +386,8 @@ impl Group {
         group.let_go_of_the_rest().await;
         let mut all = true;
         for repo in group.other_repos().await? {
+            // Parts of a list that is on its way are named by nothing yet.
+            all &= group.has_stated_root(&repo).await;
             // What one member published must not keep this device from its own files.
             if let Err(error) = group.refresh_reach(&repo).await {
                 tracing::warn!(%error, "a member's collection cannot be read");

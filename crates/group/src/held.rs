@@ -1,4 +1,4 @@
-//! Which files were obtained in this group.
+//! Which files and lists of other members were obtained in this group.
 //!
 //! A device can be in several groups and has one store. That a blob lies in the store must not be told to a group whose members
 //! only named it: so a file of another member counts here only if a member of this group gave a byte of it that was true.
@@ -20,7 +20,7 @@ pub(crate) const KIND: u8 = 1;
 /// Fewer hashes than this are not worth forgetting.
 const WORTHWHILE: usize = 1_000;
 
-/// Hashes of files, in rows by the first byte of the hash.
+/// Hashes, in rows by the first byte of the hash.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
     state: Mutex<State>,

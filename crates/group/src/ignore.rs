@@ -69,7 +69,10 @@ impl<K: std::hash::Hash + Eq> IgnoreList<K> {
             strikes: 0,
             until: now,
         });
-        entry.fault = fault;
+        // A lie is not forgotten for being silent as well.
+        if entry.fault != Fault::Lied || entry.until <= now {
+            entry.fault = fault;
+        }
         entry.strikes = entry.strikes.saturating_add(1);
         let base = match fault {
             Fault::Silent | Fault::Stalling => SILENT_BASE,
@@ -77,7 +80,8 @@ impl<K: std::hash::Hash + Eq> IgnoreList<K> {
             Fault::Starving => STARVING_BASE,
         };
         let doublings = entry.strikes.saturating_sub(1).min(16);
-        entry.until = now + base.saturating_mul(1 << doublings).min(LONGEST);
+        let until = now + base.saturating_mul(1 << doublings).min(LONGEST);
+        entry.until = entry.until.max(until);
     }
 
     /// Forgets all faults of one who behaved.
@@ -154,6 +158,9 @@ mod tests {
         assert_eq!(list.ignored(&"silent", now), None);
         assert!(list.ignored(&"liar", now).is_some());
         assert!(list.ignored(&"staller", now).is_some());
+        list.strike("liar", Fault::Silent, now);
+        assert_eq!(list.ignored(&"liar", now).unwrap().fault, Fault::Lied);
+        assert!(list.ignored(&"liar", now).unwrap().remaining >= liar.remaining);
         list.forgive(&"liar");
         assert_eq!(list.ignored(&"liar", now), None);
     }

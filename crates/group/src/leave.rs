@@ -5,7 +5,7 @@ use std::time::Duration;
 use dht_records::{Fetch, SlotValue};
 use tokio::time::sleep;
 
-use crate::{Error, Group, GroupEvent, Result, own::Own};
+use crate::{Error, Group, GroupEvent, Result, members, own::Own};
 
 /// How often a slot is signed off anew when others wrote it first.
 const RACES: usize = 8;
@@ -99,7 +99,8 @@ impl Group {
         for repo in &repos {
             repo.forget().await?;
         }
-        self.inner.ledger.clear().await
+        // Whose records are to go as well is known from these.
+        self.inner.ledger.clear_but(members::KIND).await
     }
 
     /// Takes away what is on this device of the group's records, after [`forget`](Self::forget). Nothing of what was not published yet is
@@ -116,7 +117,7 @@ impl Group {
             repo.record().forget().await?;
         }
         self.inner.record.forget().await?;
-        Ok(())
+        self.inner.ledger.clear().await
     }
 }
 

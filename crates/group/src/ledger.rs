@@ -221,6 +221,17 @@ impl GroupLedger {
             .await
     }
 
+    /// Takes all rows of the group away but those of one kind.
+    ///
+    /// # Errors
+    /// [`Error::Veilid`], [`Error::Closed`].
+    pub(crate) async fn clear_but(&self, kind: u8) -> Result<()> {
+        let rows = self.load().await?.into_iter();
+        let others = rows.filter(|(_, row)| row.first() != Some(&kind));
+        self.write(others.map(|(name, _)| (name, None)).collect())
+            .await
+    }
+
     fn key(&self, name: &RowName) -> Vec<u8> {
         [&self.group[..], name].concat()
     }
@@ -303,6 +314,15 @@ mod tests {
         assert!(one.load().await.unwrap().is_empty());
 
         one.write(vec![(name, None)]).await.unwrap();
+        assert!(lock(&raw).is_empty());
+        for kind in [1, 2, 3] {
+            let row = (one.name(kind, &[]), Some(vec![kind]));
+            one.write(vec![row]).await.unwrap();
+        }
+        one.clear_but(3).await.unwrap();
+        let left = one.load().await.unwrap();
+        assert_eq!((left.len(), left[0].1[0]), (1, 3));
+        one.clear().await.unwrap();
         assert!(lock(&raw).is_empty());
         ledger.close();
         assert!(matches!(one.load().await, Err(Error::Closed)));

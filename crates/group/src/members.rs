@@ -92,7 +92,7 @@ pub(crate) struct Known {
 /// How long a look for everybody waits for the guests.
 const GUESTS: Duration = Duration::from_secs(4);
 /// The first byte of a row of this kind.
-const KIND: u8 = 3;
+pub(crate) const KIND: u8 = 3;
 const VERSION: u8 = 1;
 
 /// A row of the ledger: a member outlasts their slot, which anybody with the owner's key can overwrite.
@@ -190,16 +190,16 @@ impl Group {
         Ok(repos)
     }
 
-    /// Reads the slots from the network, and tells of what changed.
-    pub(crate) async fn refresh_members(&self) -> Result<()> {
+    /// Reads the slots from the network, and tells of what changed. Gives why one of them could not be read now, if so.
+    pub(crate) async fn refresh_members(&self) -> Result<Option<Error>> {
         let before = self.metadata().await;
-        self.take_up_slots(Fetch::Network).await?;
+        let failed = self.take_up_slots(Fetch::Network).await?;
         let after = self.metadata().await;
         if before.name != after.name {
             self.inner.emit(GroupEvent::Renamed);
         }
         self.emit_moved(before.moved_by.as_ref(), after.moved_by.as_ref());
-        Ok(())
+        Ok(failed)
     }
 
     /// The group's metadata as they are known here; empty where they cannot be read.
@@ -238,13 +238,19 @@ impl Group {
     }
 
     /// Reads the slots and takes up what they say. A slot that cannot be read or whose signature is wrong changes nothing, and
-    /// neither does one that is gone: a member leaves by their own word alone.
-    pub(crate) async fn take_up_slots(&self, fetch: Fetch) -> Result<()> {
+    /// neither does one that is gone: a member leaves by their own word alone. Gives why a slot could not be read now, if so.
+    pub(crate) async fn take_up_slots(&self, fetch: Fetch) -> Result<Option<Error>> {
         let mut read = Vec::new();
+        let mut failed = None;
         for (index, slot) in self.inner.record.slots(fetch).await? {
             match slot {
                 Ok(stamped) => read.push((index, stamped.counter, stamped.value)),
-                Err(error) => tracing::debug!(slot = index.get(), %error, "a slot cannot be read"),
+                Err(error) => {
+                    tracing::debug!(slot = index.get(), %error, "a slot cannot be read");
+                    if error.is_retryable() {
+                        failed.get_or_insert(Error::from(error));
+                    }
+                }
             }
         }
         let inner = &self.inner;
@@ -306,7 +312,7 @@ impl Group {
             }
         }
         if rows.is_empty() {
-            return Ok(());
+            return Ok(failed);
         }
         if let Err(error) = inner.ledger.write(rows).await {
             // The record says it too, for as long as nobody overwrites it.
@@ -325,7 +331,23 @@ impl Group {
         for repo in new_roots {
             inner.emit(GroupEvent::RootChanged { repo });
         }
-        Ok(())
+        Ok(failed)
+    }
+
+    /// Whether the collection that a member's slot names is the one that is here.
+    pub(crate) async fn has_stated_root(&self, repo: &Repo) -> bool {
+        let known = self
+            .inner
+            .known()
+            .get(&repo.public_key().to_string())
+            .cloned();
+        let stated = known.and_then(|known| known.root).map(|root| root.hash);
+        match repo.held_root().await {
+            Ok(held) => {
+                stated.is_none_or(|stated| held.is_some_and(|held| *held.hash.as_bytes() == stated))
+            }
+            Err(_) => false,
+        }
     }
 
     /// Writes down that this member left, before anybody else knows.
@@ -372,6 +394,7 @@ impl Group {
             return;
         }
         self.inner.reach.remove(&repo.to_string());
+        self.inner.peers.forget(repo);
         let forgotten = async {
             self.repo(repo).await?.forget().await?;
             self.inner.repos.lock().await.remove(repo);
@@ -397,13 +420,18 @@ impl Group {
     /// Gives up what is still here of those who left, because that failed at the time.
     pub(crate) async fn let_go_of_the_rest(&self) {
         let rest = async {
+            let mut failed = None;
             for repo in self.left_repos().await? {
-                if repo.held_root().await?.is_some() {
-                    repo.forget().await?;
-                }
-                self.forget_wanted_of(repo.public_key()).await?;
+                let gone = async {
+                    // One that is damaged goes, too.
+                    if !matches!(repo.held_root().await, Ok(None)) {
+                        repo.forget().await?;
+                    }
+                    self.forget_wanted_of(repo.public_key()).await
+                };
+                failed = gone.await.err().or(failed);
             }
-            Ok::<(), Error>(())
+            failed.map_or(Ok(()), Err)
         };
         if let Err(error) = rest.await {
             tracing::warn!(%error, "what somebody who left had is still here");

@@ -106,8 +106,15 @@ impl Peers {
                 tunnels = read;
                 complete
             }
-            // Nobody ever published there.
-            Err(dht_records::Error::RecordNotFound) => true,
+            // Nobody ever published there, or the network lost it.
+            Err(dht_records::Error::RecordNotFound) => {
+                tunnels = repo
+                    .record()
+                    .tunnels(Fetch::Cached)
+                    .await
+                    .unwrap_or_default();
+                tunnels.is_empty()
+            }
             Err(error) if fetch == Fetch::Network && error.is_retryable() => {
                 tracing::debug!(%error, "a member's tunnels cannot be read");
                 false
@@ -147,7 +154,7 @@ impl Peers {
                 peers.push(peer.clone());
             }
         }
-        if complete {
+        if complete && fetch == Fetch::Network {
             // A place in a record can be written again and again; what stood there before must not stay for ever.
             known.retain(|id, peer| {
                 let keep =
@@ -166,6 +173,18 @@ impl Peers {
         }
         presences.insert(repo.public_key().clone(), presence);
         Ok((peers, complete))
+    }
+
+    /// Ends the sessions with the devices of somebody who left.
+    pub(crate) fn forget(&self, repo: &PublicKey) {
+        self.lock().retain(|id, peer| {
+            let keep = id.repo != *repo;
+            if !keep {
+                peer.session.close();
+            }
+            keep
+        });
+        self.presences().remove(repo);
     }
 
     /// Ends all sessions.

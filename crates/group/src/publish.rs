@@ -114,7 +114,7 @@ impl Group {
             if own.repo.unmerged().await?.is_some() {
                 out.insert(Unpublished::Files);
             }
-            let edits = inner.edits.lock().await.clone();
+            let edits = inner.edits.lock().await.edits.clone();
             if edits.in_group() {
                 out.insert(Unpublished::Group);
             }
@@ -136,7 +136,7 @@ impl Group {
         };
         if !own.repo.record().unpublished().await?.is_empty()
             || !inner.record.unpublished().await?.is_empty()
-            || !inner.edits.lock().await.is_empty()
+            || !inner.edits.lock().await.edits.is_empty()
             || own.repo.unmerged().await?.is_some()
         {
             return Ok(true);
@@ -226,10 +226,11 @@ async fn publish(group: &Group, since: &mut Option<Instant>) -> Result<()> {
     merge(group, own, since).await?;
     // Before anybody learns of a root, it is served.
     group.refresh_reach(&own.repo).await?;
-    group.publish_records(own).await?;
+    let edited = group.publish_records(own).await?;
     // Another device of this member may have been first.
     merge(group, own, since).await?;
-    advertise(group, own).await
+    advertise(group, own).await?;
+    edited.map_or(Ok(()), Err)
 }
 
 /// Merges what this member's other devices published. What cannot be had for long is overruled: whoever wrote it merges when they are
@@ -290,13 +291,20 @@ async fn advertise(group: &Group, writer: &Own) -> Result<()> {
         let slot = mine.get(&index);
         if slot.is_some_and(|slot| slot.name.as_ref() != Some(&me)) {
             // Another device of this member may have given them a name that is not known here yet.
-            me = writer.repo.name(Fetch::Network).await?.unwrap_or(me);
+            me = match writer.repo.name(Fetch::Network).await {
+                Ok(name) => name.unwrap_or(me),
+                Err(error) if error.is_retryable() => return Err(error.into()),
+                // What stands there is no name.
+                Err(_) => me,
+            };
         }
         let stands = slot.is_some_and(|slot| slot.root == root && slot.name.as_ref() == Some(&me));
         if stands {
             let index = index.get();
             if inner.record.unpublished().await?.contains(&index) {
-                let published = inner.record.publish().await?.or_failure()?;
+                let published = inner.record.publish().await?;
+                group.after_publishing(None, Some(&published)).await?;
+                let published = published.or_failure()?;
                 if published.overwritten().any(|lost| lost == index) {
                     continue;
                 }
@@ -312,7 +320,9 @@ async fn advertise(group: &Group, writer: &Own) -> Result<()> {
             .set_slot(index, &SlotValue::Member(slot))
             .await?;
         // The next turn of the loop sees whether the slot is ours.
-        let _ = inner.record.publish().await?.or_failure()?;
+        let published = inner.record.publish().await?;
+        group.after_publishing(None, Some(&published)).await?;
+        let _ = published.or_failure()?;
     }
     Err(Error::Timeout { limit: PAUSE })
 }

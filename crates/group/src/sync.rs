@@ -149,7 +149,8 @@ impl Group {
                 tracing::debug!(%error, "the members cannot be read now");
                 Ok(Err(Error::NotSeen(Arc::new(error))))
             }
-            Ok(()) => Ok(Ok(())),
+            Ok(None) => Ok(Ok(())),
+            Ok(Some(error)) => Ok(Err(Error::NotSeen(Arc::new(error)))),
         }
     }
 

@@ -176,7 +176,11 @@ async fn keep_listening(group: &Group) {
 
 async fn publish_route(group: &Group, route: &[u8]) -> Result<()> {
     let seat = group.inner.seat();
-    let _ = seat.publish_tunnel(route).await?.or_failure()?;
+    let published = seat.publish_tunnel(route).await?;
+    if group.own_repo().is_some() {
+        group.after_publishing(Some(&published), None).await?;
+    }
+    let _ = published.or_failure()?;
     Ok(())
 }
 
@@ -200,7 +204,7 @@ async fn keep_watching(group: &Group) {
     pause = PAUSE;
     loop {
         let read = match group.refresh_members().await {
-            Ok(()) => {
+            Ok(_) => {
                 // Another member may have taken this one's slot.
                 inner.dirty.notify_one();
                 pause = PAUSE;

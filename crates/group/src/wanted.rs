@@ -102,6 +102,16 @@ impl Queue {
         self.items.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes something out; whether it was there. Nobody works on it from then on.
+    fn remove(&self, key: &Key) -> bool {
+        let mut items = self.lock();
+        let Some(item) = items.remove(key) else {
+            return false;
+        };
+        item.cancel.cancel();
+        true
+    }
+
     /// Takes up a row; whether it is one of this kind.
     pub(crate) fn take_up(&self, row: &[u8]) -> bool {
         let Some((&KIND, json)) = row.split_first() else {
@@ -176,10 +186,9 @@ impl Group {
         path: Option<&EntryPath>,
     ) -> Result<bool> {
         let key = key(member, path);
-        let Some(item) = self.inner.queue.lock().remove(&key) else {
+        if !self.inner.queue.remove(&key) {
             return Ok(false);
-        };
-        item.cancel.cancel();
+        }
         self.inner.queue.changed.notify_one();
         self.write_down(&[key]).await?;
         Ok(true)
@@ -268,7 +277,7 @@ impl Group {
         // Also what was there before: whoever put it there may not have got so far.
         let written = self.write_down(std::slice::from_ref(&key)).await;
         if written.is_err() && new {
-            self.inner.queue.lock().remove(&key);
+            self.inner.queue.remove(&key);
         }
         written
     }
@@ -290,7 +299,7 @@ impl Group {
     }
 
     async fn dequeue(&self, key: &Key) -> Result<()> {
-        if self.inner.queue.lock().remove(key).is_some() {
+        if self.inner.queue.remove(key) {
             self.write_down(std::slice::from_ref(key)).await?;
         }
         Ok(())
@@ -392,10 +401,7 @@ pub(crate) async fn keep_fetching(group: &Group) {
             () = &mut changed => {}
             () = wait => {}
             Some((key, cancel, outcome)) = running.next(), if !running.is_empty() => {
-                // What was cancelled is gone. Under its name there may be another by now.
-                if !cancel.is_cancelled() {
-                    settle(group, key, outcome).await;
-                }
+                settle(group, key, &cancel, outcome).await;
             }
         }
     }
@@ -461,10 +467,14 @@ async fn fetch_all(group: &Group, member: &PublicKey) -> Result<Outcome> {
     })
 }
 
-async fn settle(group: &Group, key: Key, outcome: Outcome) {
+async fn settle(group: &Group, key: Key, cancel: &CancellationToken, outcome: Outcome) {
     let queue = &group.inner.queue;
     let (repo, path) = {
         let mut items = queue.lock();
+        if cancel.is_cancelled() {
+            // It is gone. Under its name there may be another by now.
+            return;
+        }
         let Some(item) = items.get_mut(&key) else {
             return;
         };

@@ -264,11 +264,11 @@ impl Repo {
     /// [`Error::ReadOnly`], [`Error::NoContentKey`], [`Error::Records`].
     pub async fn set_name(&self, name: &str) -> Result<()> {
         self.check_writable()?;
-        let record = &self.inner.record;
-        let before = record.metadata(Fetch::Cached).await?;
-        let mut metadata = before.map(|stamped| stamped.value).unwrap_or_default();
-        name.clone_into(&mut metadata.name);
-        record.set_metadata(&metadata).await?;
+        let named = self
+            .inner
+            .record
+            .edit_metadata(|metadata| name.clone_into(&mut metadata.name));
+        named.await?;
         Ok(())
     }
 

@@ -362,7 +362,9 @@ impl Backend {
     ///
     /// # Errors
     /// Then the old protection stays: [`Error::InsecureKeyStorage`], [`Error::KeyringUnavailable`], [`Error::KeyFile`],
-    /// [`Error::PasswordRequired`] for an empty password, [`Error::Stopped`], those of the store.
+    /// [`Error::PasswordRequired`] for an empty password, [`Error::Stopped`], those of the store. Only after
+    /// [`store_adapter::Error::KeyUncertain`] within [`Error::Store`] it may be either: start the device anew, with the new protection or with the
+    /// old one.
     pub async fn rekey(&self, storage: KeyStorage) -> Result<()> {
         let (backend, protection) = (self.clone(), storage.protection(false));
         let work = self
@@ -376,9 +378,16 @@ impl Backend {
         let mut state = self.inner.state.write().await;
         let state = state.as_mut().ok_or(Error::Stopped)?;
         let rekey = state.begin_rekey(protection.clone()).await?;
-        if let Err(error) = self.inner.context.store.rekey(protection).await {
-            state.cancel_rekey(rekey.old).await;
-            return Err(error.into());
+        match self.inner.context.store.rekey(protection).await {
+            Ok(()) => {}
+            Err(error @ store_adapter::Error::KeyUncertain) => {
+                state.leave_rekey(rekey.old).await;
+                return Err(error.into());
+            }
+            Err(error) => {
+                state.cancel_rekey(rekey.old).await;
+                return Err(error.into());
+            }
         }
         if let Err(error) = state.finish_rekey(rekey).await {
             // The new protection counts. The next start, or the next change, does the rest.

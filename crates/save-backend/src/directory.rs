@@ -44,11 +44,13 @@ pub(crate) fn lock(directory: &Path) -> Result<File> {
 /// What tells this directory's keys from those of other directories in the same keyring: an id that is chosen once and moves with
 /// the directory. `None` if it was not chosen yet.
 pub(crate) fn known_namespace(directory: &Path) -> Result<Option<String>> {
-    match fs::read_to_string(directory.join(ID)) {
-        Ok(id) if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) => Ok(Some(id)),
-        Ok(_) => Err(Error::StateDamaged {
-            what: "the directory's id",
-        }),
+    match fs::read(directory.join(ID)) {
+        Ok(id) => match String::from_utf8(id) {
+            Ok(id) if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) => Ok(Some(id)),
+            _ => Err(Error::StateDamaged {
+                what: "the directory's id",
+            }),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed(directory)(error)),
     }
@@ -244,7 +246,7 @@ mod tests {
         fs::write(directory.join("mine"), "").unwrap();
         assert!(has_device(&directory).unwrap());
         // Also where it lost its id.
-        fs::write(directory.join(ID), "damaged").unwrap();
+        fs::write(directory.join(ID), b"damaged\xff").unwrap();
         assert!(has_device(&directory).unwrap());
         remove(&directory, held).unwrap();
         let left: Vec<_> = fs::read_dir(&directory)

@@ -131,6 +131,13 @@ impl StateKey {
         self.previous.is_some()
     }
 
+    /// Whether this one takes the place of `key`.
+    fn follows(&self, key: &Self) -> bool {
+        self.previous
+            .as_ref()
+            .is_some_and(|(previous, _)| **previous == *key.bytes)
+    }
+
     pub(crate) fn forget_previous(&mut self) {
         self.previous = None;
     }
@@ -183,20 +190,29 @@ fn cipher(key: &SubKey) -> XChaCha20Poly1305 {
     XChaCha20Poly1305::new(key.as_bytes().into())
 }
 
-/// The key from the protected store, and whether it was found only where a change of protection that was cut off left it.
+/// The key from the protected store, and whether it is the one that a change of protection which was cut off left.
 pub(crate) async fn load(secrets: &Secrets) -> Result<(Option<StateKey>, bool)> {
-    let (bytes, cut_off) = match secrets.load(NAME).await {
-        Ok(bytes) => (bytes, false),
-        Err(error) if guarded_otherwise(&error) => match secrets.load(NEXT).await {
-            Ok(Some(bytes)) => (Some(bytes), true),
-            _ => return Err(error.into()),
-        },
+    let key = match secrets.load(NAME).await {
+        Ok(None) => return Ok((None, false)),
+        Ok(Some(bytes)) => Ok(StateKey::from_bytes(&bytes)?),
+        Err(error) if guarded_otherwise(&error) => Err(error),
         Err(error) => return Err(error.into()),
     };
-    let key = bytes
-        .map(|bytes| StateKey::from_bytes(&bytes))
-        .transpose()?;
-    Ok((key, cut_off))
+    let next = match secrets.load(NEXT).await {
+        Ok(Some(bytes)) => StateKey::from_bytes(&bytes).ok(),
+        // It is of another protection than the one that counts, or damaged.
+        Ok(None) => None,
+        Err(error) if guarded_otherwise(&error) => None,
+        Err(store_adapter::Error::DamagedKeyRecord) => None,
+        Err(error) => return Err(error.into()),
+    };
+    match (key, next) {
+        // Both protections open both, and there may be rows under the next key by now.
+        (Ok(key), Some(next)) if next.follows(&key) => Ok((Some(next), true)),
+        (Ok(key), _) => Ok((Some(key), false)),
+        (Err(_), Some(next)) => Ok((Some(next), true)),
+        (Err(error), None) => Err(error.into()),
+    }
 }
 
 fn guarded_otherwise(error: &store_adapter::Error) -> bool {

@@ -167,7 +167,8 @@ fn store_kind(error: &store_adapter::Error) -> ErrorKind {
         | E::InsecureKeyStorage
         | E::NotWrapped
         | E::KeyFile { .. }
-        | E::KeyLost => ErrorKind::KeyStorage,
+        | E::KeyLost
+        | E::KeyUncertain => ErrorKind::KeyStorage,
         E::Blobs { kind, .. } if *kind != io::ErrorKind::Other => system_kind(*kind),
         _ => ErrorKind::Other,
     }

@@ -29,6 +29,8 @@ pub(crate) struct State {
     secrets: Secrets,
     /// Whether a change of protection was cut off when only this key's next record was there.
     cut_off: bool,
+    /// Whether it is not known which protection counts. The next start finds out.
+    uncertain: bool,
 }
 
 /// A change of protection that has begun.
@@ -133,6 +135,7 @@ impl State {
             key,
             secrets,
             cut_off,
+            uncertain: false,
         })
     }
 
@@ -164,6 +167,12 @@ impl State {
         }
     }
 
+    /// Instead of either, where it is not known what became of the rest of the device: both keys stay.
+    pub(crate) async fn leave_rekey(&mut self, old: Protection) {
+        self.secrets.set_protection(old).await;
+        self.uncertain = true;
+    }
+
     /// Second half: from now on only the new protection opens the state.
     pub(crate) async fn finish_rekey(&mut self, rekey: Rekey) -> Result<()> {
         self.key = rekey.key;
@@ -174,6 +183,9 @@ impl State {
     /// Brings to its end a change of protection, this one or one that was cut off. To be called when all the rest of the device
     /// is open, so that it is sure which protection counts.
     pub(crate) async fn settle(&mut self) -> Result<()> {
+        if self.uncertain {
+            return Err(store_adapter::Error::KeyUncertain.into());
+        }
         if self.cut_off {
             self.secrets.save(keys::NAME, &self.key.to_bytes()).await?;
             self.cut_off = false;

@@ -338,7 +338,7 @@ impl Error {
     }
 }
 
-/// The exit code for a kind of backend error.
+/// What a synchronisation left over.
 fn incomplete(missing: u64) -> String {
     match missing {
         0 => "all that is known of is here, and there may be more that could not be seen at the moment".to_owned(),
@@ -349,6 +349,7 @@ fn incomplete(missing: u64) -> String {
     }
 }
 
+/// The exit code for a kind of backend error.
 fn backend_code(kind: ErrorKind) -> Code {
     match kind {
         ErrorKind::Invalid => Code::Usage,

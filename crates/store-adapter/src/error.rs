@@ -55,6 +55,10 @@ pub enum Error {
     /// What the protected store holds as the key of this store is no key. Nothing was changed; restore the keyring.
     #[error("the key of the store is damaged")]
     KeyDamaged,
+    /// The store's key was being replaced, and the protected store, which failed, does not say which one it has now. Nothing is written until
+    /// the store is opened anew, which finds it out.
+    #[error("it is not known which key of the store counts; open it anew")]
+    KeyUncertain,
     /// The store's key is there, and the index that belongs to it is not: the keyring is older than the tables, or the tables
     /// of the Veilid node were taken away. Nothing was changed. Restore what belongs together.
     #[error("the index of the store is lost")]
@@ -188,6 +192,7 @@ impl Error {
         match self {
             Self::Closed => Self::Closed,
             Self::Randomness => Self::Randomness,
+            Self::KeyUncertain => Self::KeyUncertain,
             Self::TagsDamaged { count } => Self::TagsDamaged { count: *count },
             Self::Io { path, source } => Self::Io {
                 path: path.clone(),

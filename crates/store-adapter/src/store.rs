@@ -433,7 +433,7 @@ impl VeilidStore {
     /// known to somebody.
     ///
     /// # Errors
-    /// As [`erase`](Self::erase); then the old protection stays.
+    /// As [`erase`](Self::erase); then the old protection stays, except after [`Error::KeyUncertain`].
     pub async fn rekey(&self, protection: Protection) -> Result<()> {
         self.check_open()?;
         let inner = self.inner.clone();

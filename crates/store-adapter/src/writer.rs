@@ -580,8 +580,9 @@ impl Writer {
                     return Err(error);
                 }
                 Err(unknown) => {
-                    self.broken = Some(unknown);
-                    return Err(error);
+                    tracing::warn!(%unknown, "which key counts is not known");
+                    self.broken = Some(Error::KeyUncertain);
+                    return Err(Error::KeyUncertain);
                 }
             }
         }

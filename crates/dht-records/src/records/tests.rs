@@ -20,6 +20,32 @@ async fn records(node: &Node) -> Records {
 }
 
 #[tokio::test]
+async fn metadata_are_edited_where_they_are() {
+    let node = Node::start().await;
+    let records = records(&node).await;
+    let group = GroupRecord::create(&records, keypair()).await.unwrap();
+    let rename = |name: &'static str| group.edit_metadata(|it| it.name = name.to_owned());
+    assert_eq!(rename("one").await, Ok(true));
+    assert_eq!(rename("one").await, Ok(false));
+    let by = keypair().key();
+    let moved = group.edit_metadata(|it| it.moved_by = Some(by.clone()));
+    assert_eq!(moved.await, Ok(true));
+    assert_eq!(rename("two").await, Ok(true));
+    let metadata = group.metadata(Fetch::Cached).await.unwrap().unwrap();
+    assert_eq!(metadata.counter, 3);
+    assert_eq!(metadata.value.name, "two");
+    assert_eq!(metadata.value.moved_by, Some(by));
+    // What is no metadata does not stand in the way.
+    group.record.write(0, b"[]").await.unwrap();
+    assert!(group.metadata(Fetch::Cached).await.is_err());
+    assert_eq!(rename("three").await, Ok(true));
+    let metadata = group.metadata(Fetch::Cached).await.unwrap().unwrap();
+    assert_eq!((metadata.counter, metadata.value), (5, named("three")));
+    records.close().await;
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_group_is_made_and_read_offline_and_survives_a_restart() {
     let node = Node::start().await;
     let owner = keypair();

@@ -101,8 +101,9 @@ impl Driver<'_> {
         let fresh = std::mem::take(&mut self.engine.lock().fresh);
         if fresh && self.taken_up.is_none_or(|at| at.elapsed() >= TAKE_UP) {
             self.taken_up = Some(Instant::now());
+            let before = self.engine.lock().taken_up;
             let (peers, complete) = members::devices(self.group, Fetch::Cached).await;
-            take_up(&self.inner, &self.engine, peers, complete);
+            take_up(&self.inner, &self.engine, peers, complete, before);
         }
         self.look_around();
         loop {
@@ -276,12 +277,13 @@ impl Driver<'_> {
         );
         self.jobs.spawn(async move {
             if !recent {
+                let before = engine.lock().taken_up;
                 let found = timeout(LOOK, members::devices(&group, Fetch::Network)).await;
                 let (peers, complete) = match found {
                     Ok(found) => found,
                     Err(_) => (members::devices(&group, Fetch::Cached).await.0, false),
                 };
-                take_up(&group.inner, &engine, peers, complete);
+                take_up(&group.inner, &engine, peers, complete, before);
             }
             if !hashes.is_empty() {
                 engine.lock().scheduler.try_all(&hashes);
@@ -302,8 +304,9 @@ fn peer(state: &State, holder: HolderId) -> Option<Arc<Peer>> {
     state.peers.get(&holder).cloned()
 }
 
-/// Takes up who can be asked now. Who is not among them is dropped if these are all.
-fn take_up(inner: &Inner, engine: &Engine, peers: Vec<Arc<Peer>>, all: bool) {
+/// Takes up who can be asked now. Who is not among them is dropped if these are all, and nobody was taken up since they were looked for, which
+/// was after `before` times.
+fn take_up(inner: &Inner, engine: &Engine, peers: Vec<Arc<Peer>>, all: bool, before: u64) {
     let clock = Instant::now();
     let now = engine.now();
     let mut state = engine.lock();
@@ -322,6 +325,8 @@ fn take_up(inner: &Inner, engine: &Engine, peers: Vec<Arc<Peer>>, all: bool) {
         state.peers.insert(id, peer);
         here.insert(id);
     }
+    let all = all && state.taken_up == before;
+    state.taken_up += 1;
     if all {
         state.scheduler.keep_only(&here);
         state.peers.retain(|id, _| here.contains(id));

@@ -266,7 +266,12 @@ fn take_over(s: &Scheduler, id: HolderId, now: Now) -> Option<(TaskId, Vec<Part>
         if parts.is_empty() || parts.iter().any(|part| does(s, id, part)) {
             continue;
         }
-        let left = task.expected.saturating_sub(task.bytes).max(1) as f64;
+        let mut left = task.expected.saturating_sub(task.bytes);
+        if parts.iter().any(|part| part.size.is_none()) {
+            // There may be as much again.
+            left = left.max(task.bytes);
+        }
+        let left = left.max(1) as f64;
         let theirs = if now.saturating_sub(task.last) > Duration::from_secs(2) || task.bytes == 0 {
             f64::INFINITY
         } else {

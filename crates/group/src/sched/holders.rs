@@ -237,7 +237,8 @@ impl Scheduler {
                     return true;
                 }
                 // Whoever only has too much to do is waited for; it is out for a moment.
-                let soon = holder.out.is_some_and(|out| out <= now + BUSY);
+                let out = holder.out.max(holder.distrusted);
+                let soon = out.is_some_and(|out| out <= now + BUSY);
                 if holder.is_out(now) && !soon {
                     return false;
                 }

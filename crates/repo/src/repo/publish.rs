@@ -20,7 +20,7 @@ impl Repo {
         self.check_writable()?;
         let published = self.inner.record.publish().await?;
         if published.overwritten().any(|subkey| subkey == ROOT) && self.inner.keys.is_some() {
-            let _writing = self.inner.writing.lock().await;
+            let _writing = self.writing().await?;
             self.take_in_record().await?;
         }
         Ok(published)

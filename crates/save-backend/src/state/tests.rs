@@ -187,6 +187,56 @@ async fn a_change_that_is_cut_off_leaves_the_old_or_the_new() {
     node.api.shutdown().await;
 }
 
+/// The key is replaced and its protection is not, the end fails, and something is sealed meanwhile.
+#[tokio::test]
+async fn a_change_to_the_same_protection_that_could_not_be_completed_loses_nothing() {
+    let node = Node::start().await;
+    let mut state = node.open(password("one")).await.unwrap();
+    let device = state.device().await.unwrap();
+    let Rekey { key, .. } = state.begin_rekey(password("one")).await.unwrap();
+    state.key = key;
+    state.cut_off = true;
+    state.store(b"group/later", b"later").await.unwrap();
+    drop(state);
+    let mut state = node.open(password("one")).await.unwrap();
+    for settled in [false, true] {
+        assert_eq!(state.device().await.unwrap(), device);
+        let later = state.load(b"group/later").await.unwrap().unwrap();
+        assert_eq!(*later, b"later");
+        if !settled {
+            state.settle().await.unwrap();
+        }
+    }
+    assert!(!state.key.has_previous());
+    assert_eq!(secret(&node, keys::NEXT).await, None);
+    drop(state);
+    node.api.shutdown().await;
+}
+
+/// The keyring failed while the key of the store was replaced: the next start finds out which one counts.
+#[tokio::test]
+async fn where_it_is_not_known_which_protection_counts_both_are_kept() {
+    for counts in ["one", "two"] {
+        let node = Node::start().await;
+        let mut state = node.open(password("one")).await.unwrap();
+        let device = state.device().await.unwrap();
+        let begun = state.begin_rekey(password("two")).await.unwrap();
+        state.leave_rekey(begun.old).await;
+        assert!(state.settle().await.is_err());
+        assert!(state.begin_rekey(password("three")).await.is_err());
+        drop(state);
+        let mut state = node.open(password(counts)).await.unwrap();
+        assert_eq!(state.device().await.unwrap(), device);
+        state.settle().await.unwrap();
+        assert_eq!(state.device().await.unwrap(), device);
+        drop(state);
+        let state = node.open(password(counts)).await.unwrap();
+        assert_eq!(state.device().await.unwrap(), device);
+        drop(state);
+        node.api.shutdown().await;
+    }
+}
+
 /// As if the disk had been full, or the keyring locked, at the end of the one before.
 #[tokio::test]
 async fn a_change_that_could_not_be_completed_is_completed_by_the_next() {

@@ -113,11 +113,20 @@ async fn concurrent_writes_all_arrive_and_dropped_ones_do_not_matter() {
 async fn a_device_that_holds_nothing_does_not_empty_the_repo() {
     let device = Device::start().await;
     let access = group();
-    let (repo, _) = Repo::create(&device.ctx, &access, "r").await.unwrap();
+    let (repo, keys) = Repo::create(&device.ctx, &access, "r").await.unwrap();
     put(&repo, "precious", b"1").await;
     let root = repo.held_root().await.unwrap().unwrap().hash;
     repo.forget().await.unwrap();
     device.ctx.store.gc().await.unwrap();
+    // Whoever was about to write into it is told.
+    let late = repo
+        .write(&path("late"), &b"3"[..], WriteOptions::default())
+        .await;
+    assert!(matches!(late, Err(Error::Forgotten)));
+    assert!(matches!(repo.adopt(root).await, Err(Error::Forgotten)));
+    let repo = Repo::open(&device.ctx, &access, keys.key(), Some(keys))
+        .await
+        .unwrap();
     // The record names a root that is not here; writing on nothing would replace it.
     match repo
         .write(&path("x"), &b"2"[..], WriteOptions::default())
