@@ -38,7 +38,7 @@ pub enum EventKind {
         /// Which.
         group: GroupId,
     },
-    /// The others know that this device's member left a group, and nothing is left of it here.
+    /// Nothing is left here of a group that was left or forgotten. If it was left, the others know.
     GroupLeft {
         /// Which.
         group: GroupId,

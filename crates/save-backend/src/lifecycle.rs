@@ -289,9 +289,14 @@ impl Backend {
 
     async fn finish_ending(&self, group: &Group) -> Result<()> {
         group.forget_records().await?;
-        let state = self.inner.state.read().await;
-        let state = state.as_ref().ok_or(Error::Stopped)?;
-        state.remove_group(&group.public_key()).await
+        let group = GroupId::new(group.public_key());
+        {
+            let state = self.inner.state.read().await;
+            let state = state.as_ref().ok_or(Error::Stopped)?;
+            state.remove_group(group.public_key()).await?;
+        }
+        self.inner.events.emit(EventKind::GroupLeft { group });
+        Ok(())
     }
 
     /// Takes away the blobs that nothing names any more. What fails now is done by the next collection.
@@ -361,8 +366,6 @@ impl Backend {
             self.wait_online(LONGEST_PAUSE).await?;
             group.sign_off().await?;
             self.finish_ending(group).await?;
-            let group = GroupId::new(group.public_key());
-            self.inner.events.emit(EventKind::GroupLeft { group });
         }
         Ok(())
     }

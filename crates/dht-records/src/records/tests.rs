@@ -1,6 +1,7 @@
 //! Records on a node that is not on any network: what has to work offline, and what has to say that it is.
 
 use super::*;
+use crate::record::{Layout, Record};
 use crate::testing::{Node, keypair};
 use crate::value::{Kind, MAX_PAYLOAD_1024};
 use crate::*;
@@ -23,7 +24,8 @@ async fn records(node: &Node) -> Records {
 async fn metadata_are_edited_where_they_are() {
     let node = Node::start().await;
     let records = records(&node).await;
-    let group = GroupRecord::create(&records, keypair()).await.unwrap();
+    let owner = keypair();
+    let group = GroupRecord::create(&records, owner.clone()).await.unwrap();
     let rename = |name: &'static str| group.edit_metadata(|it| it.name = name.to_owned());
     assert_eq!(rename("one").await, Ok(true));
     assert_eq!(rename("one").await, Ok(false));
@@ -36,7 +38,9 @@ async fn metadata_are_edited_where_they_are() {
     assert_eq!(metadata.value.name, "two");
     assert_eq!(metadata.value.moved_by, Some(by));
     // What is no metadata does not stand in the way.
-    group.record.write(0, b"[]").await.unwrap();
+    let access = group.access().clone();
+    let raw = Record::attach(&records, Layout::Group, &access, owner.key(), Some(owner));
+    raw.await.unwrap().write(0, b"[]").await.unwrap();
     assert!(group.metadata(Fetch::Cached).await.is_err());
     assert_eq!(rename("three").await, Ok(true));
     let metadata = group.metadata(Fetch::Cached).await.unwrap().unwrap();
