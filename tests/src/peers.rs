@@ -43,6 +43,12 @@ use veilid_core::VeilidUpdate;
 /// Longer than anything here takes on a loaded machine.
 pub const LIMIT: Duration = Duration::from_secs(150);
 
+/// A network of the usual size.
+pub async fn devnet() -> Devnet {
+    devnet::trace_to_stderr();
+    Devnet::start(devnet::MIN_NODES).await.unwrap()
+}
+
 pub fn path(text: &str) -> EntryPath {
     EntryPath::parse(text).unwrap()
 }

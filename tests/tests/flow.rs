@@ -9,17 +9,11 @@ use std::{
     time::Duration,
 };
 
-use devnet::Devnet;
 use dht_records::{Fetch, GroupRecord, MemoryCache, Purpose, Records, RepoRecord, SlotValue};
-use integration_tests::peers::{self, Device, LIMIT, noise};
+use integration_tests::peers::{self, Device, LIMIT, devnet, noise};
 use iroh_blobs::Hash;
 use save_backend::{Backend, EntryPath, Error, EventKind, ProgressState, PublicKey};
 use tokio::time::{sleep, timeout};
-
-async fn devnet() -> Devnet {
-    devnet::trace_to_stderr();
-    Devnet::start(devnet::MIN_NODES).await.unwrap()
-}
 
 /// "get veilid building and running inside backend class"; one directory, one process.
 #[tokio::test]

@@ -5,16 +5,10 @@
 
 use std::collections::BTreeSet;
 
-use devnet::Devnet;
 use dht_records::{Fetch, SlotValue};
 use futures::future::join_all;
-use integration_tests::peers::{self, Device, LIMIT, Raw, noise};
+use integration_tests::peers::{self, Device, LIMIT, Raw, devnet, noise};
 use save_backend::{GroupId, LinkKind, PublicKey};
-
-async fn devnet() -> Devnet {
-    devnet::trace_to_stderr();
-    Devnet::start(devnet::MIN_NODES).await.unwrap()
-}
 
 /// The members' slots on the network: the number of each, the repo, and how often it was written.
 async fn slots(device: &Device, id: &GroupId) -> Vec<(u32, PublicKey, u64)> {

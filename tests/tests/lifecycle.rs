@@ -6,18 +6,12 @@
 
 use std::{path::Path, time::Duration};
 
-use devnet::Devnet;
 use dht_records::{Fetch, GroupAccess, GroupRecord, GroupSecret, Purpose, SlotValue};
 use group::Role;
-use integration_tests::peers::{Device, LIMIT, noise, path};
+use integration_tests::peers::{Device, LIMIT, devnet, noise, path};
 use repo::{Repo, RepoContext};
 use save_backend::{Error, ErrorKind, EventKind, GroupId, LinkKind, RepoSync};
 use tokio::time::{sleep, timeout};
-
-async fn devnet() -> Devnet {
-    devnet::trace_to_stderr();
-    Devnet::start(devnet::MIN_NODES).await.unwrap()
-}
 
 /// Brings everything here, and says whether it is.
 async fn sync(device: &Device, id: &GroupId) -> bool {

@@ -8,17 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use devnet::Devnet;
 use dht_records::Fetch;
-use integration_tests::peers::{self, Device, LIMIT, Raw, noise};
+use integration_tests::peers::{self, Device, LIMIT, Raw, devnet, noise};
 use iroh_blobs::protocol::GetRequest;
 use save_backend::{EventKind, Fault, ProgressState};
 use tokio::time::{sleep, timeout};
-
-async fn devnet() -> Devnet {
-    devnet::trace_to_stderr();
-    Devnet::start(devnet::MIN_NODES).await.unwrap()
-}
 
 /// Two members have a file and one of them goes without a word while it is being fetched. Then all go, what was asked for meanwhile
 /// stays wanted over a restart, and comes by itself when one of them is back.
