@@ -40,6 +40,8 @@ use tokio::{
 use tunnels::{Limits, Listener, Psk, Session, Tunnels};
 use veilid_core::VeilidUpdate;
 
+use crate::answered;
+
 /// Longer than anything here takes on a loaded machine.
 pub const LIMIT: Duration = Duration::from_secs(150);
 
@@ -613,10 +615,8 @@ impl Raw {
                 let route = listener.route().borrow().clone().unwrap();
                 let _ = repo.publish_tunnel(&route).await.unwrap();
                 let record = GroupRecord::attach(&records, access).await.unwrap();
-                let taken: Vec<u32> = record
-                    .slots(Fetch::Network)
+                let taken: Vec<u32> = answered(|| record.slots(Fetch::Network))
                     .await
-                    .unwrap()
                     .into_iter()
                     .map(|(index, _)| index.get())
                     .collect();

@@ -10,6 +10,7 @@ use std::{
 };
 
 use dht_records::{Fetch, GroupRecord, MemoryCache, Purpose, Records, RepoRecord, SlotValue};
+use integration_tests::answered;
 use integration_tests::peers::{self, Device, LIMIT, devnet, noise};
 use iroh_blobs::Hash;
 use save_backend::{Backend, EntryPath, Error, EventKind, ProgressState, PublicKey};
@@ -64,9 +65,9 @@ async fn names_and_repos_are_read_back_from_the_dht() {
     host.run(async move {
         let records = Records::new(api, Arc::new(MemoryCache::default()));
         let group = GroupRecord::attach(&records, access.clone()).await.unwrap();
-        let name = group.metadata(Fetch::Network).await.unwrap().unwrap();
+        let name = answered(|| group.metadata(Fetch::Network)).await.unwrap();
         assert_eq!(name.value.name, "Archive");
-        let slots = group.slots(Fetch::Network).await.unwrap();
+        let slots = answered(|| group.slots(Fetch::Network)).await;
         let mut advertised = Vec::new();
         for (_, slot) in slots {
             if let SlotValue::Member(slot) = slot.unwrap().value {
@@ -82,9 +83,9 @@ async fn names_and_repos_are_read_back_from_the_dht() {
             let repo = RepoRecord::attach(&records, &access, repo, None)
                 .await
                 .unwrap();
-            let name = repo.metadata(Fetch::Network).await.unwrap().unwrap();
+            let name = answered(|| repo.metadata(Fetch::Network)).await.unwrap();
             names.push(name.value.name);
-            let tunnels = repo.tunnels(Fetch::Network).await.unwrap();
+            let tunnels = answered(|| repo.tunnels(Fetch::Network)).await;
             assert_eq!(tunnels.len(), 1, "one tunnel for each device");
         }
         names.sort();
@@ -419,7 +420,7 @@ async fn only_what_the_groups_roots_reach_is_served() {
         let record = RepoRecord::attach(&records, &access, repo, None)
             .await
             .unwrap();
-        let (_, tunnel) = record.tunnels(Fetch::Network).await.unwrap().remove(0);
+        let (_, tunnel) = answered(|| record.tunnels(Fetch::Network)).await.remove(0);
         let route = tunnel.unwrap().value.route;
         let tunnels = tunnels::Tunnels::new(api, tunnels::Limits::default());
         let psk = tunnels::Psk::from_bytes(*access.locator().derive(Purpose::TunnelPsk).as_bytes());

@@ -3,12 +3,15 @@
 #![recursion_limit = "256"]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use dht_records::{Fetch, SlotValue};
 use futures::future::join_all;
+use integration_tests::answered;
 use integration_tests::peers::{self, Device, LIMIT, Raw, devnet, noise};
+use iroh_blobs::Hash;
 use save_backend::{GroupId, LinkKind, PublicKey};
+use tokio::time::{sleep, timeout};
 
 /// The members' slots on the network: the number of each, the repo, and how often it was written.
 async fn slots(device: &Device, id: &GroupId) -> Vec<(u32, PublicKey, u64)> {
@@ -16,7 +19,7 @@ async fn slots(device: &Device, id: &GroupId) -> Vec<(u32, PublicKey, u64)> {
     device
         .host
         .run(async move {
-            let slots = record.slots(Fetch::Network).await.unwrap();
+            let slots = answered(|| record.slots(Fetch::Network)).await;
             let mut members = Vec::new();
             for (index, slot) in slots {
                 let slot = slot.unwrap();
@@ -105,6 +108,37 @@ async fn two_groups_stay_apart_over_three_restarts() {
         ben.members(&first, 2).await;
     }
     assert_eq!(slots(&ben, &first).await, advertised, "advertised anew");
+
+    // A member of the first group names what Cleo listed in the second as a part of their own list. It is asked for as if it were not here,
+    // with the names that it begins with, so asking tells nothing.
+    let (record, repo) = (ana.group_record(&second).await, cleo.repo(&second));
+    let list = ana
+        .host
+        .run(async move {
+            let slots = record.slots(Fetch::Cached).await.unwrap();
+            let mut roots = slots.into_iter().filter_map(|(_, slot)| match slot {
+                Ok(slot) => match slot.value {
+                    SlotValue::Member(member) if member.repo == repo => member.root,
+                    _ => None,
+                },
+                Err(_) => None,
+            });
+            Hash::from_bytes(roots.next().unwrap().hash)
+        })
+        .await;
+    let store = ana.backend.group(&second).unwrap().context().store.clone();
+    let here = ana.on(move |_| async move { store.has(list).await.unwrap() });
+    assert!(here.await, "Cleo's list is here");
+    let mallory = Raw::start(&devnet, "mallory", ana.access(&first)).await;
+    let (_, asked) = mallory.pose_with_a_list_that_names(list).await;
+    timeout(LIMIT, async {
+        while !asked.lock().unwrap().contains(&list) {
+            sleep(Duration::from_millis(200)).await;
+        }
+    })
+    .await
+    .unwrap();
+    mallory.stop().await;
     for device in [ana, ben, cleo] {
         device.stop().await;
     }

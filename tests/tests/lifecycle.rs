@@ -8,6 +8,7 @@ use std::{path::Path, time::Duration};
 
 use dht_records::{Fetch, GroupAccess, GroupRecord, GroupSecret, Purpose, SlotValue};
 use group::Role;
+use integration_tests::answered;
 use integration_tests::peers::{Device, LIMIT, devnet, noise, path};
 use repo::{Repo, RepoContext};
 use save_backend::{Error, ErrorKind, EventKind, GroupId, LinkKind, RepoSync};
@@ -300,7 +301,7 @@ async fn names_change_and_overwritten_slots_come_back() {
     let victim = ben_repo.clone();
     ana.host
         .run(async move {
-            let slots = record.slots(Fetch::Network).await.unwrap();
+            let slots = answered(|| record.slots(Fetch::Network)).await;
             let index = slots
                 .into_iter()
                 .find_map(|(index, slot)| match slot.unwrap().value {
@@ -310,7 +311,7 @@ async fn names_change_and_overwritten_slots_come_back() {
                 .unwrap();
             record.clear_slot(index).await.unwrap();
             assert!(record.publish().await.unwrap().is_complete());
-            group.members(Fetch::Network).await.unwrap();
+            answered(|| group.members(Fetch::Network)).await;
         })
         .await;
     let ana = ana.restart().await;
@@ -503,7 +504,7 @@ async fn a_group_moves_to_new_keys_without_a_lost_device() {
     let record = ana.group_record(&old).await;
     ana.host
         .run(async move {
-            let metadata = record.metadata(Fetch::Network).await.unwrap().unwrap();
+            let metadata = answered(|| record.metadata(Fetch::Network)).await.unwrap();
             assert_eq!(metadata.value.name, "Of Ben");
             assert!(metadata.value.moved_by.is_some());
         })
@@ -539,7 +540,7 @@ async fn a_group_moves_to_new_keys_without_a_lost_device() {
     let group = lost.backend.group(&old).unwrap();
     lost.on(move |b| async move {
         loop {
-            let metadata = record.metadata(Fetch::Network).await.unwrap().unwrap();
+            let metadata = answered(|| record.metadata(Fetch::Network)).await.unwrap();
             if metadata.value.moved_by.is_some() {
                 break;
             }
@@ -557,7 +558,7 @@ async fn a_group_moves_to_new_keys_without_a_lost_device() {
         };
         let record = GroupRecord::attach(records, access).await.unwrap();
         assert!(record.metadata(Fetch::Network).await.is_err());
-        let slots = record.slots(Fetch::Network).await.unwrap();
+        let slots = answered(|| record.slots(Fetch::Network)).await;
         assert!(slots.iter().all(|(_, slot)| slot.is_err()));
     })
     .await;

@@ -16,6 +16,7 @@ use dht_records::{
     Published, RecordEvent, Records, RecordsOptions, RepoMetadata, RepoRecord, RootValue,
     SlotIndex, SlotRoot, SlotValue, Stamped, TableCache, TunnelValue,
 };
+use integration_tests::answered;
 use veilid_core::{
     CRYPTO_KIND_VLD0, Crypto, KeyPair, RecordKey, SetDHTValueOptions, UpdateCallback, VeilidUpdate,
 };
@@ -220,7 +221,7 @@ async fn publish_slot(
 async fn slots(device: &Device, group: &GroupRecord) -> BTreeMap<u32, Result<SlotValue, Error>> {
     let group = group.clone();
     let slots = device
-        .run(|_| async move { group.slots(Fetch::Network).await.unwrap() })
+        .run(|_| async move { answered(|| group.slots(Fetch::Network)).await })
         .await;
     slots
         .into_iter()
@@ -246,8 +247,8 @@ async fn announcement(
     let task = device.host.handle().spawn(async move {
         let mut watch = group.watch().await.unwrap();
         // What the network has and this device has not read would be the first news.
-        group.slots(Fetch::Network).await.unwrap();
-        group.metadata(Fetch::Network).await.unwrap();
+        answered(|| group.slots(Fetch::Network)).await;
+        answered(|| group.metadata(Fetch::Network)).await;
         ready.send(()).unwrap();
         let begin = Instant::now();
         loop {
@@ -298,7 +299,7 @@ async fn a_group_is_found_by_its_public_key_and_protected_from_its_owners() {
         let group = reader.clone();
         bob.run(|_| async move {
             assert_eq!(group.metadata(Fetch::Cached).await, Ok(None));
-            let metadata = group.metadata(Fetch::Network).await.unwrap();
+            let metadata = answered(|| group.metadata(Fetch::Network)).await;
             assert_eq!(group.metadata(Fetch::Cached).await.unwrap(), metadata);
             metadata
         })
@@ -627,16 +628,15 @@ async fn writers_who_race_are_told_who_won() {
             assert_eq!(repo.publish().await.unwrap(), Published::default());
             repo.set_root(&root(4)).await.unwrap();
             assert!(repo.publish().await.unwrap().is_complete());
-            let tunnels = repo.tunnels(Fetch::Network).await.unwrap();
+            let tunnels = answered(|| repo.tunnels(Fetch::Network)).await;
             assert_eq!(tunnels.len(), 1);
             assert_eq!(
                 tunnels[0].1.as_ref().unwrap().value.device,
                 DeviceId([1; 16])
             );
             assert_eq!(
-                repo.metadata(Fetch::Network)
+                answered(|| repo.metadata(Fetch::Network))
                     .await
-                    .unwrap()
                     .unwrap()
                     .value
                     .name,
@@ -649,7 +649,7 @@ async fn writers_who_race_are_told_who_won() {
         let repo = at_ada.clone();
         ada.run(|_| async move {
             assert_eq!(
-                repo.root(Fetch::Network).await.unwrap().unwrap().value,
+                answered(|| repo.root(Fetch::Network)).await.unwrap().value,
                 root(4)
             );
             assert_eq!(repo.clear_tunnel(DeviceId([1; 16])).await, Ok(1));
@@ -659,7 +659,7 @@ async fn writers_who_race_are_told_who_won() {
     }
     let repo = at_bob.clone();
     let tunnels = bob
-        .run(|_| async move { repo.tunnels(Fetch::Network).await.unwrap() })
+        .run(|_| async move { answered(|| repo.tunnels(Fetch::Network)).await })
         .await;
     assert_eq!(tunnels, vec![]);
     say(begin, "two devices of one member, no root undone");

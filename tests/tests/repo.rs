@@ -14,6 +14,7 @@ use std::{
 
 use devnet::{Devnet, Host, MIN_NODES, Node, NodeOptions};
 use dht_records::{DeviceId, Fetch, GroupAccess, Records, TableCache};
+use integration_tests::answered;
 use repo::{EntryPath, Error, Hash, Repo, RepoContext, SystemClock, WriteOptions};
 use store_adapter::{Protection, StoreOptions, VeilidStore};
 use tokio::io::AsyncReadExt;
@@ -114,7 +115,9 @@ async fn read(repo: &Repo, name: &str) -> Vec<u8> {
 
 /// The root that the network names.
 async fn published_root(repo: &Repo) -> Hash {
-    let root = repo.record().root(Fetch::Network).await.unwrap().unwrap();
+    let root = answered(|| repo.record().root(Fetch::Network))
+        .await
+        .unwrap();
     Hash::from_bytes(root.value.hash)
 }
 
@@ -157,20 +160,17 @@ async fn name_root_and_tunnels_are_read_back_on_another_device() {
         mine.held_root().await.unwrap().unwrap(),
     );
     bob.run(move |_| async move {
-        let name = repo.name(Fetch::Network).await.unwrap();
+        let name = answered(|| repo.name(Fetch::Network)).await;
         assert_eq!(name.as_deref(), Some("Alice's archive"));
-        let value = repo
-            .record()
-            .root(Fetch::Network)
+        let value = answered(|| repo.record().root(Fetch::Network))
             .await
-            .unwrap()
             .unwrap()
             .value;
         assert_eq!(
             (Hash::from_bytes(value.hash), value.files, value.bytes),
             (root.hash, 2, 100_018)
         );
-        let tunnels = repo.tunnels(Fetch::Network).await.unwrap();
+        let tunnels = answered(|| repo.tunnels(Fetch::Network)).await;
         assert_eq!(tunnels.len(), 1);
         assert_eq!(tunnels[0].value.route, b"the blob of a route");
         assert_eq!(tunnels[0].value.device, device);
@@ -205,10 +205,10 @@ async fn name_root_and_tunnels_are_read_back_on_another_device() {
     let root = bob
         .run(move |_| async move {
             assert_eq!(
-                repo.name(Fetch::Network).await.unwrap().as_deref(),
+                answered(|| repo.name(Fetch::Network)).await.as_deref(),
                 Some("Alice")
             );
-            assert!(repo.tunnels(Fetch::Network).await.unwrap().is_empty());
+            assert!(answered(|| repo.tunnels(Fetch::Network)).await.is_empty());
             published_root(&repo).await
         })
         .await;
@@ -269,7 +269,7 @@ async fn two_devices_of_one_member_publish_into_one_repo() {
         .run(move |_| async move {
             repo.adopt(first).await.unwrap();
             write(&repo, "laptop", b"2").await;
-            let _ = repo.tunnels(Fetch::Network).await.unwrap();
+            let _ = answered(|| repo.tunnels(Fetch::Network)).await;
             assert!(
                 repo.publish_tunnel(b"route of the laptop")
                     .await
@@ -299,7 +299,7 @@ async fn two_devices_of_one_member_publish_into_one_repo() {
         .run(move |_| async move {
             repo.adopt(second).await.unwrap();
             assert!(repo.publish().await.unwrap().is_complete());
-            assert_eq!(repo.tunnels(Fetch::Network).await.unwrap().len(), 2);
+            assert_eq!(answered(|| repo.tunnels(Fetch::Network)).await.len(), 2);
             published_root(&repo).await
         })
         .await;
