@@ -5,6 +5,7 @@
 
 pub mod device;
 pub mod peers;
+pub mod raw;
 
 use std::time::Duration;
 

@@ -9,11 +9,14 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use dht_records::{Fetch, GroupRecord, MemoryCache, Purpose, Records, RepoRecord, SlotValue};
 use integration_tests::answered;
 use integration_tests::peers::{self, Device, LIMIT, devnet, noise};
 use iroh_blobs::Hash;
-use save_backend::{Backend, EntryPath, Error, EventKind, ProgressState, PublicKey};
+use save_backend::{
+    Backend, EntryPath, Error, EventKind, LinkKind, ProgressState, PublicKey, Unpublished,
+};
 use tokio::time::{sleep, timeout};
 
 /// "get veilid building and running inside backend class"; one directory, one process.
@@ -299,10 +302,101 @@ async fn writing_works_offline_and_is_published_after_a_restart() {
         group.unpublished,
         "a restart must not forget what is not published"
     );
+    assert!(group.pending.contains(&Unpublished::Files));
     ana.host.rejoin().await.unwrap();
     ana.flush(&id).await;
     ben.list_until(&id, |paths| paths == ["offline.txt"]).await;
     assert_eq!(ben.get(&id, "offline.txt").await, b"written in the field");
+    ana.stop().await;
+    ben.stop().await;
+    devnet.stop().await.unwrap();
+}
+
+/// Joining waits for the network. Meanwhile other groups are made, renamed and forgotten, and whoever stops waiting has joined nothing.
+#[tokio::test]
+async fn a_join_that_waits_holds_up_no_other_group() {
+    let devnet = devnet().await;
+    let ana = Device::start(&devnet, "ana").await;
+    let ben = Device::start_offline(&devnet, "ben").await;
+    let id = ana.create().await;
+    let of = id.clone();
+    let link = ana
+        .on(move |b| async move { b.link(&of, LinkKind::Member).await.unwrap() })
+        .await;
+    let to = link.clone();
+    ben.on(move |b| async move {
+        let mut joining = Box::pin(b.join_group(&to, "ben"));
+        let own = {
+            let others = async {
+                let own = b.create_group("Own", "ben").await.unwrap().id;
+                let gone = b.create_group("Gone", "ben").await.unwrap().id;
+                b.rename_me(&own, "Benedict").await.unwrap();
+                b.forget_group(&gone).await.unwrap();
+                own
+            };
+            tokio::select! {
+                biased;
+                joined = &mut joining => panic!("nobody can answer: {joined:?}"),
+                own = others => own,
+            }
+        };
+        drop(joining);
+        let groups = b.groups().await;
+        assert_eq!(groups.len(), 1);
+        assert_eq!(groups[0].id, own);
+        b.go_online().await.unwrap();
+        b.wait_online(LIMIT).await.unwrap();
+    })
+    .await;
+    ben.join_with(&link, &id).await;
+    ana.told(&id, &["ana", "ben"]).await;
+    ana.stop().await;
+    ben.stop().await;
+    devnet.stop().await.unwrap();
+}
+
+/// A group whose keys cannot be read any more is told of, and left on the disk as it is; the others are there as always.
+#[tokio::test]
+async fn a_broken_group_harms_no_other() {
+    let devnet = devnet().await;
+    let ana = Device::start(&devnet, "ana").await;
+    let ben = Device::start(&devnet, "ben").await;
+    let (broken, whole) = (ana.create().await, ana.create().await);
+    ben.join(&ana, &whole).await;
+    ana.put(&whole, "kept.txt", b"kept".to_vec()).await;
+    let api = ana.backend.group(&broken).unwrap();
+    let api = api.context().records.api().clone();
+    let (directory, row) = (
+        ana.directory.clone(),
+        Bytes::from(format!("group/{broken}")),
+    );
+    ana.host
+        .run(async move {
+            let name = "save_dweb_state_v1";
+            let table = store_adapter::open_table(&api, &directory, name, 1).await;
+            let table = table.unwrap();
+            let rows = table.get_keys(0).await.unwrap();
+            assert!(rows.contains(&row));
+            let damage = Bytes::from_static(b"damaged");
+            table.store(0, row, damage).await.unwrap();
+        })
+        .await;
+    let mut ana = ana;
+    for _ in 0..2 {
+        ana = ana.restart().await;
+        let status = ana.backend.status();
+        assert_eq!(status.groups.len(), 2, "{status:?}");
+        for group in status.groups {
+            assert_eq!(group.broken.is_some(), group.id == broken.to_string());
+        }
+        let groups = ana.on(|b| async move { b.groups().await }).await;
+        assert_eq!(groups.len(), 1);
+        assert_eq!(ana.listed(&whole).await, ["kept.txt"]);
+    }
+    ana.put(&whole, "new.txt", b"new".to_vec()).await;
+    ben.list_until(&whole, |paths| paths == ["kept.txt", "new.txt"])
+        .await;
+    assert_eq!(ben.get(&whole, "new.txt").await, b"new");
     ana.stop().await;
     ben.stop().await;
     devnet.stop().await.unwrap();

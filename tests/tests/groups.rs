@@ -8,7 +8,8 @@ use std::{collections::BTreeSet, time::Duration};
 use dht_records::{Fetch, SlotValue};
 use futures::future::join_all;
 use integration_tests::answered;
-use integration_tests::peers::{self, Device, LIMIT, Raw, devnet, noise};
+use integration_tests::peers::{Device, LIMIT, WATCHED, devnet, noise};
+use integration_tests::raw::{self, Raw};
 use iroh_blobs::Hash;
 use save_backend::{GroupId, LinkKind, PublicKey};
 use tokio::time::{sleep, timeout};
@@ -70,7 +71,7 @@ async fn two_groups_stay_apart_over_three_restarts() {
         let session = raw.session(&ana.repo(id)).await;
         let has = raw
             .host
-            .run(async move { peers::have(&session, film.blob).await })
+            .run(async move { raw::have(&session, film.blob).await })
             .await;
         assert_eq!(has, expected, "another group's blob is not told of");
         raw.stop().await;
@@ -188,6 +189,7 @@ async fn whoever_joins_at_the_same_time_gets_a_slot() {
         .told(&id, &["Anna", "ben", "cleo", "dora", "emil", "fay"])
         .await;
     eprintln!("the next one after {told:?}");
+    assert!(told < WATCHED, "{told:?}");
     join_all(devices.into_iter().map(Device::stop)).await;
     devnet.stop().await.unwrap();
 }

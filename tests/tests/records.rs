@@ -205,7 +205,7 @@ async fn publish_slot(
         .run(|_| async move {
             let slot = sign(&group, at, &repo, name).await;
             group.set_slot(at, &slot).await.unwrap();
-            let published = group.publish().await.unwrap();
+            let published = answered(|| group.publish()).await;
             let outcome = published
                 .subkeys
                 .iter()
@@ -280,7 +280,7 @@ async fn a_group_is_found_by_its_public_key_and_protected_from_its_owners() {
         ada.run(|records| async move {
             let group = GroupRecord::create(&records, owner).await.unwrap();
             group.set_metadata(&named("one")).await.unwrap();
-            let published = group.publish().await.unwrap();
+            let published = answered(|| group.publish()).await;
             assert_eq!(
                 published.subkeys,
                 vec![(0, Outcome::Published { counter: 1 })]
@@ -411,7 +411,7 @@ async fn a_group_is_found_by_its_public_key_and_protected_from_its_owners() {
             let leave = group.sign_leave(index(900), &repo).await.unwrap();
             group.set_slot(index(900), &leave.into()).await.unwrap();
             group.clear_slot(index(77)).await.unwrap();
-            assert!(group.publish().await.unwrap().is_complete());
+            assert!(answered(|| group.publish()).await.is_complete());
         })
         .await;
     }
@@ -429,7 +429,7 @@ async fn a_group_is_found_by_its_public_key_and_protected_from_its_owners() {
         let group = at_ada.clone();
         ada.run(|_| async move {
             group.set_metadata(&named("two")).await.unwrap();
-            assert!(group.publish().await.unwrap().is_complete());
+            assert!(answered(|| group.publish()).await.is_complete());
         })
         .await;
     }
@@ -471,7 +471,7 @@ async fn a_group_is_found_by_its_public_key_and_protected_from_its_owners() {
                 group.set_slot(index(79), &slot).await.unwrap();
                 (
                     group.slot(index(79), Fetch::Network).await,
-                    group.publish().await.unwrap(),
+                    answered(|| group.publish()).await,
                 )
             })
             .await;
@@ -510,7 +510,7 @@ async fn writers_who_race_are_told_who_won() {
     ada.run(|records| async move {
         let group = GroupRecord::create(&records, owner).await.unwrap();
         group.set_metadata(&named("race")).await.unwrap();
-        assert!(group.publish().await.unwrap().is_complete());
+        assert!(answered(|| group.publish()).await.is_complete());
     })
     .await;
     let devices = [&ada, &bob];
@@ -532,7 +532,7 @@ async fn writers_who_race_are_told_who_won() {
                     let slot = sign(&group, index(at), &repo, "racer").await;
                     group.set_slot(index(at), &slot).await.unwrap();
                 }
-                group.publish().await.unwrap()
+                answered(|| group.publish()).await
             })
         };
         let (first, second) = tokio::join!(race(0), race(1));
@@ -541,7 +541,7 @@ async fn writers_who_race_are_told_who_won() {
         // Who was told at first that theirs is published, and then found that it is not, is told so as well.
         let again = |side: usize| {
             let group = groups[side].clone();
-            devices[side].run(|_| async move { group.publish().await.unwrap() })
+            devices[side].run(|_| async move { answered(|| group.publish()).await })
         };
         let later =
             [again(0).await, again(1).await].map(|later| later.overwritten().collect::<Vec<_>>());
@@ -602,7 +602,7 @@ async fn writers_who_race_are_told_who_won() {
                 published_at: 5,
             };
             repo.set_tunnel(&tunnel).await.unwrap();
-            let published = repo.publish().await.unwrap();
+            let published = answered(|| repo.publish()).await;
             assert!(
                 published.is_complete() && published.subkeys.len() == 3,
                 "{published:?}"
@@ -615,7 +615,7 @@ async fn writers_who_race_are_told_who_won() {
         bob.run(|_| async move {
             repo.set_root(&root(2)).await.unwrap();
             repo.set_root(&root(3)).await.unwrap();
-            let published = repo.publish().await.unwrap();
+            let published = answered(|| repo.publish()).await;
             assert_eq!(
                 published.subkeys,
                 vec![(1, Outcome::Overwritten { ours: 2, theirs: 1 })]
@@ -625,9 +625,9 @@ async fn writers_who_race_are_told_who_won() {
                 repo.root(Fetch::Cached).await.unwrap().unwrap().value,
                 root(1)
             );
-            assert_eq!(repo.publish().await.unwrap(), Published::default());
+            assert_eq!(answered(|| repo.publish()).await, Published::default());
             repo.set_root(&root(4)).await.unwrap();
-            assert!(repo.publish().await.unwrap().is_complete());
+            assert!(answered(|| repo.publish()).await.is_complete());
             let tunnels = answered(|| repo.tunnels(Fetch::Network)).await;
             assert_eq!(tunnels.len(), 1);
             assert_eq!(
@@ -653,7 +653,7 @@ async fn writers_who_race_are_told_who_won() {
                 root(4)
             );
             assert_eq!(repo.clear_tunnel(DeviceId([1; 16])).await, Ok(1));
-            assert!(repo.publish().await.unwrap().is_complete());
+            assert!(answered(|| repo.publish()).await.is_complete());
         })
         .await;
     }
@@ -685,7 +685,7 @@ async fn what_was_written_while_away_is_published_later() {
         .run(|records| async move {
             let group = GroupRecord::create(&records, owner).await.unwrap();
             group.set_metadata(&named("before")).await.unwrap();
-            assert!(group.publish().await.unwrap().is_complete());
+            assert!(answered(|| group.publish()).await.is_complete());
             group
         })
         .await;
@@ -766,7 +766,7 @@ async fn what_was_written_while_away_is_published_later() {
     {
         let group = at_ada.clone();
         ada.run(|_| async move {
-            let published = group.publish().await.unwrap();
+            let published = answered(|| group.publish()).await;
             assert!(
                 published.is_complete() && published.subkeys.len() == 2,
                 "{published:?}"

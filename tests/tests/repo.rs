@@ -145,7 +145,7 @@ async fn name_root_and_tunnels_are_read_back_on_another_device() {
             let (repo, keys) = Repo::create(&ctx, &group, "Alice's archive").await.unwrap();
             write(&repo, "notes/first.txt", b"They said that ...").await;
             write(&repo, "photo.png", &[7; 100_000]).await;
-            let published = repo.publish_tunnel(b"the blob of a route").await.unwrap();
+            let published = answered(|| repo.publish_tunnel(b"the blob of a route")).await;
             assert!(published.is_complete(), "{published:?}");
             assert!(repo.record().unpublished().await.unwrap().is_empty());
             (repo, keys)
@@ -198,7 +198,7 @@ async fn name_root_and_tunnels_are_read_back_on_another_device() {
         .run(move |_| async move {
             repo.delete(&path("photo.png")).await.unwrap();
             repo.set_name("Alice").await.unwrap();
-            assert!(repo.withdraw_tunnel().await.unwrap().is_complete());
+            assert!(answered(|| repo.withdraw_tunnel()).await.is_complete());
         })
         .await;
     let repo = theirs.clone();
@@ -239,9 +239,8 @@ async fn two_devices_of_one_member_publish_into_one_repo() {
             let (repo, keys) = Repo::create(&ctx, &group, "Carol").await.unwrap();
             write(&repo, "shared", b"1").await;
             assert!(
-                repo.publish_tunnel(b"route of the phone")
+                answered(|| repo.publish_tunnel(b"route of the phone"))
                     .await
-                    .unwrap()
                     .is_complete()
             );
             (repo, keys)
@@ -271,9 +270,8 @@ async fn two_devices_of_one_member_publish_into_one_repo() {
             write(&repo, "laptop", b"2").await;
             let _ = answered(|| repo.tunnels(Fetch::Network)).await;
             assert!(
-                repo.publish_tunnel(b"route of the laptop")
+                answered(|| repo.publish_tunnel(b"route of the laptop"))
                     .await
-                    .unwrap()
                     .is_complete()
             );
         })
@@ -284,7 +282,7 @@ async fn two_devices_of_one_member_publish_into_one_repo() {
     let second = phone
         .run(move |_| async move {
             write(&repo, "phone", b"3").await;
-            let published = repo.publish().await.unwrap();
+            let published = answered(|| repo.publish()).await;
             assert_eq!(
                 published.overwritten().collect::<Vec<_>>(),
                 [1],
@@ -298,7 +296,7 @@ async fn two_devices_of_one_member_publish_into_one_repo() {
     let merged = phone
         .run(move |_| async move {
             repo.adopt(second).await.unwrap();
-            assert!(repo.publish().await.unwrap().is_complete());
+            assert!(answered(|| repo.publish()).await.is_complete());
             assert_eq!(answered(|| repo.tunnels(Fetch::Network)).await.len(), 2);
             published_root(&repo).await
         })

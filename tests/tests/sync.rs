@@ -9,7 +9,8 @@ use std::{
 };
 
 use dht_records::Fetch;
-use integration_tests::peers::{self, Device, LIMIT, Raw, devnet, noise};
+use integration_tests::peers::{self, Device, LIMIT, devnet, noise};
+use integration_tests::raw::{self, Raw};
 use iroh_blobs::protocol::GetRequest;
 use save_backend::{EventKind, Fault, ProgressState};
 use tokio::time::{sleep, timeout};
@@ -267,11 +268,11 @@ async fn a_blob_that_is_here_for_another_group_is_not_told_of() {
         .host
         .run(async move {
             let have = (
-                peers::have(&session, obtained.blob).await,
-                peers::have(&session, named.blob).await,
+                raw::have(&session, obtained.blob).await,
+                raw::have(&session, named.blob).await,
             );
-            assert!(peers::get(&session, &GetRequest::blob(obtained.blob)).await > 200_000);
-            assert_eq!(peers::get(&session, &GetRequest::blob(named.blob)).await, 0);
+            assert!(raw::get(&session, &GetRequest::blob(obtained.blob)).await > 200_000);
+            assert_eq!(raw::get(&session, &GetRequest::blob(named.blob)).await, 0);
             have
         })
         .await;
@@ -294,7 +295,7 @@ async fn a_part_of_a_list_that_is_here_for_another_group_is_asked_for() {
     let ben = Raw::start(&devnet, "ben", ana.access(&id)).await;
     let group = ben.join_group("Ben").await;
     let mallory = Raw::start(&devnet, "mallory", ana.access(&id)).await;
-    let foreign = peers::sealed(&noise(20_000, 8)).await;
+    let foreign = raw::sealed(&noise(20_000, 8)).await;
     ben.import(foreign.0, foreign.1).await;
     let (repo, asked) = mallory.pose_with_a_list_that_names(foreign.0).await;
     let of = group.clone();

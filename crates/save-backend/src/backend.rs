@@ -15,7 +15,7 @@ use group::{Group, GroupContext};
 use serde::Serialize;
 use store_adapter::{GcReport, Protection, VerifyProgress, VerifyReport};
 use tokio::{
-    sync::{RwLock, broadcast, watch},
+    sync::{OwnedMutexGuard, RwLock, broadcast, watch},
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -98,8 +98,8 @@ pub(crate) struct Inner {
     pub(crate) groups: Mutex<BTreeMap<GroupId, Group>>,
     /// Groups that could not be opened at the start, and why.
     broken: Mutex<Vec<(String, String)>>,
-    /// Groups are made and joined one at a time, so that a link used twice at once makes one member.
-    pub(crate) joining: tokio::sync::Mutex<()>,
+    /// What is being joined, renamed, moved or ended; each group for itself.
+    changing: Mutex<BTreeMap<GroupId, Arc<tokio::sync::Mutex<()>>>>,
     attachment: watch::Receiver<Attachment>,
     wanted: Arc<tokio::sync::Mutex<Wanted>>,
     pub(crate) events: Arc<Events>,
@@ -137,7 +137,7 @@ impl Backend {
                 state: RwLock::new(Some(state)),
                 groups: Mutex::default(),
                 broken: Mutex::default(),
-                joining: tokio::sync::Mutex::default(),
+                changing: Mutex::default(),
                 attachment,
                 wanted: Arc::new(tokio::sync::Mutex::new(Wanted { online, changes: 0 })),
                 events,
@@ -209,6 +209,20 @@ impl Backend {
             .broken
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Held while a group is joined, renamed, moved or ended, one after another. No other group waits for it.
+    pub(crate) async fn changing(&self, id: &GroupId) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut changing = self
+                .inner
+                .changing
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            changing.retain(|_, lock| Arc::strong_count(lock) > 1);
+            changing.entry(id.clone()).or_default().clone()
+        };
+        lock.lock_owned().await
     }
 
     pub(crate) fn groups_map(&self) -> std::sync::MutexGuard<'_, BTreeMap<GroupId, Group>> {

@@ -44,7 +44,7 @@ impl Backend {
     /// As [`rename_group`](Self::rename_group).
     pub async fn rename_me(&self, id: &GroupId, me: &str) -> Result<()> {
         check_name("member's name", me, dht_records::MAX_NAME)?;
-        let _one_at_a_time = self.inner.joining.lock().await;
+        let _one_at_a_time = self.changing(id).await;
         // Not before: what ended meanwhile must not be remembered again.
         let group = self.group(id)?;
         let state = self.inner.state.read().await;
@@ -94,7 +94,7 @@ impl Backend {
     /// [`Error::GroupNotFound`]; within [`Error::Group`] [`group::Error::ReadOnly`], [`group::Error::NoSuchMember`] and
     /// [`group::Error::TooManyStaying`]: then nothing was made. Those of the local disk: then the new group may be there already.
     pub async fn move_group(&self, id: &GroupId, stay: &[PublicKey]) -> Result<GroupInfo> {
-        let _one_at_a_time = self.inner.joining.lock().await;
+        let _one_at_a_time = self.changing(id).await;
         let old = self.group(id)?;
         let me = old.own_name().await?;
         old.check_staying(stay)?;
@@ -209,6 +209,7 @@ impl Backend {
 
     /// The members of the group that moved to this one are told.
     async fn announced(&self, to: &GroupId) -> Result<()> {
+        let _one_at_a_time = self.changing(to).await;
         let state = self.inner.state.read().await;
         let state = state.as_ref().ok_or(Error::Stopped)?;
         let mut remembered = state.remembered(to.public_key()).await?;
@@ -270,7 +271,7 @@ impl Backend {
 
     /// Remembers that a group ends, and takes it out of those that this device is in.
     async fn begin_ending(&self, id: &GroupId, ending: Ending) -> Result<Group> {
-        let _one_at_a_time = self.inner.joining.lock().await;
+        let _one_at_a_time = self.changing(id).await;
         // Not before: what ended meanwhile must not be remembered again.
         let group = self.group(id)?;
         {

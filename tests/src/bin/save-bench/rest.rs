@@ -20,17 +20,19 @@ const SETTLE: Duration = Duration::from_secs(20);
 const IDLE: Duration = Duration::from_secs(180);
 
 /// `fetch_memory`: how far the memory of holder and fetcher goes above what they need when idle, while a large file is put and
-/// fetched; the higher of the two, in MiB. The baseline is the same for a small file. New devices each time.
+/// fetched; the higher of the two, in MiB. The baseline is the same for a small file. New devices each time. Beside it what each
+/// of them took above idle, and the most that one of the processes had in all, for both files.
 pub(crate) async fn memory(arguments: &Arguments) -> Result<()> {
     let mut figure = Figure::default();
     let large = (LARGE / u64::from(arguments.scale)).max(SMALL);
     for _ in 0..arguments.rounds {
-        let (small, _) = peaks(SMALL).await?;
-        let (value, each) = peaks(large).await?;
-        figure.push(value, small);
-        for (name, peak) in ["holder", "fetcher"].into_iter().zip(each) {
-            figure.push_more(name, peak);
-        }
+        let small = peaks(SMALL).await?;
+        let peaks = peaks(large).await?;
+        figure.push(peaks.above(), small.above());
+        figure.push_more("holder", peaks.above[0]);
+        figure.push_more("fetcher", peaks.above[1]);
+        figure.push_more("process", peaks.process);
+        figure.push_more("process_small", small.process);
     }
     figure.print(
         arguments.json,
@@ -41,8 +43,21 @@ pub(crate) async fn memory(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The higher of both peaks above idle, and both, in MiB.
-async fn peaks(mib: u64) -> Result<(f64, [f64; 2])> {
+/// What a holder and a fetcher took at most, in MiB.
+struct Peaks {
+    /// Above idle, of each.
+    above: [f64; 2],
+    /// Of a whole process, the larger of both.
+    process: f64,
+}
+
+impl Peaks {
+    fn above(&self) -> f64 {
+        self.above[0].max(self.above[1])
+    }
+}
+
+async fn peaks(mib: u64) -> Result<Peaks> {
     let devnet = Devnet::start(devnet::MIN_NODES).await?;
     let pair = Pair::start(&devnet, "holder", "fetcher").await?;
     tokio::time::sleep(SETTLE).await;
@@ -57,13 +72,16 @@ async fn peaks(mib: u64) -> Result<(f64, [f64; 2])> {
         pair.holder.memory().await?.peak,
         pair.fetcher.memory().await?.peak,
     ];
-    let mut each = [0.0; 2];
-    for ((above, peak), idle) in each.iter_mut().zip(peak).zip(idle) {
+    let mut above = [0.0; 2];
+    for ((above, peak), idle) in above.iter_mut().zip(peak).zip(idle) {
         *above = peak.saturating_sub(idle) as f64 / 1024.0;
     }
     pair.stop().await?;
     devnet.stop().await?;
-    Ok((each[0].max(each[1]), each))
+    Ok(Peaks {
+        above,
+        process: peak[0].max(peak[1]) as f64 / 1024.0,
+    })
 }
 
 /// `idle`: what a device in one group does in a minute in which nothing happens: bytes over its link, in kB, beside those of a

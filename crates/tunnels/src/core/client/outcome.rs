@@ -11,7 +11,7 @@ use super::{
     Call, CallFailure, CallState, Cargo, ClientCore, Closing, MAX_LATE, MIN_PATIENCE, Ping,
     RouteNeed,
 };
-use crate::Error;
+use crate::{Error, MAX_MESSAGE};
 
 /// The least time that an overtaken call is waited for beyond a round trip.
 const LEAST_SPARE: Duration = Duration::from_millis(30);
@@ -27,7 +27,8 @@ impl ClientCore {
         if call.state == CallState::InFlight {
             self.pace.landed(call.trip);
         }
-        let proved = call.keys.verify(Direction::Reply, &reply)
+        let proved = reply.len() <= MAX_MESSAGE
+            && call.keys.verify(Direction::Reply, &reply)
             && Header::parse(&reply)
                 .is_some_and(|header| header.session == call.session && header.number == number);
         if !proved {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::super::client::ClientCore;
-use super::super::codec::{Builder, Direction, Frame, Keys, REFUSAL};
+use super::super::codec::{Builder, Direction, Frame, Header, Keys, REFUSAL};
 use super::super::server::ServerCore;
 use super::super::sim::{Rng, ids};
 use super::*;
@@ -190,6 +190,44 @@ fn a_wrong_key_is_refused_in_the_end() {
     let took = sim.run_tasks(60 * SECOND);
     assert_eq!(sim.tasks[task].end, Some(Err(Error::Refused)));
     assert!(took < 15 * SECOND, "{took:?}");
+}
+
+/// Whoever sent it: what is longer than a message may be is none, neither as a call nor as a reply.
+#[test]
+fn an_overlong_message_is_refused() {
+    let now = 100 * SECOND;
+    for (pongs, in_order) in [(0, true), (8_000, false)] {
+        let padded = |session, number, frame: &Frame, direction| {
+            let mut builder = Builder::new(session, number, usize::MAX);
+            for frame in std::iter::once(frame).chain(vec![&Frame::Pong { nonce: 77 }; pongs]) {
+                assert!(builder.push(frame));
+            }
+            let keys = Keys::derive(&Psk::from_bytes([5; 32]), session, route(1));
+            let message: Bytes = builder.seal(&keys, direction).into();
+            assert_eq!(message.len() <= crate::MAX_MESSAGE, in_order);
+            message
+        };
+        let mut client = ClientCore::new(Psk::from_bytes([5; 32]), Limits::default(), ids(72));
+        client.set_route(route(1), now);
+        let stream = client.open(protocol::COUNT, now).unwrap();
+        let call = client.poll(now).unwrap();
+        let header = Header::parse(&call.message).unwrap();
+        let data = Frame::Data {
+            stream,
+            offset: 0,
+            fin: false,
+            bytes: Bytes::from_static(b"x"),
+        };
+        let reply = padded(header.session, header.number, &data, Direction::Reply);
+        client.on_reply(call.number, reply, now + MS);
+        let came = client.streams.read(stream, 10, now + MS).unwrap();
+        assert_eq!(came.is_some(), in_order);
+
+        let (mut server, _) = server(Limits::default());
+        let call = padded(SessionId::from_bytes([1; 16]), 0, &hello(), Direction::Call);
+        let answer = server.on_call(9, route(1), call, now);
+        assert_eq!(answer != refused(), in_order);
+    }
 }
 
 #[test]

@@ -131,6 +131,8 @@ fn a_route_that_dies_is_replaced_without_loss() {
         ("at the first message", 1),
         ("in the middle", LEN / 2),
         ("towards the end", LEN - 1_500_000),
+        ("at the last message", LEN - 32_000),
+        ("after the last byte", LEN),
     ]
     .into_iter()
     .enumerate()

@@ -67,6 +67,8 @@ struct Turn {
     list: f64,
     /// A list once more.
     again: f64,
+    /// Asking the store of each file of the list whether it is here, as a group's list does.
+    here: f64,
     /// Reading the blobs of the list and nothing else.
     bare: f64,
     /// Memory that the entries take, in bytes for each.
@@ -116,6 +118,7 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
             for (name, value) in [
                 ("files", turn.files as f64),
                 ("again_ms", turn.again),
+                ("here_ms", turn.here),
                 ("reach_ms", turn.reach),
             ] {
                 lists.push_more(name, value);
@@ -279,6 +282,14 @@ async fn turn(context: &RepoContext, arguments: &Process) -> Result<Turn> {
         let _entries = repo.list().await?;
         again.push(milliseconds(start));
     }
+    let entries = repo.list().await?;
+    let start = Instant::now();
+    for entry in &entries {
+        if !context.store.has(entry.blob).await? {
+            return Err("a file is not here".into());
+        }
+    }
+    let here = milliseconds(start);
     let bare = match bare {
         Some(bare) => bare,
         None => read_bare(&context.store, root).await?,
@@ -291,6 +302,7 @@ async fn turn(context: &RepoContext, arguments: &Process) -> Result<Turn> {
         files,
         list,
         again: median(&again),
+        here,
         bare,
         entry: loaded.saturating_sub(idle) as f64 * 1024.0 / files as f64,
         whole,
