@@ -254,6 +254,22 @@ async fn a_file_comes_from_everybody_who_has_it_and_the_dead_are_left_alone() {
     // The one who wrote the file goes without a word. The other holder is enough.
     ana.host.cut_off().await.unwrap();
     assert!(cleo.get(&id, "video.bin").await == file, "the bytes differ");
+    // Whoever stops waiting for a file does not want it any more.
+    let of = id.clone();
+    cleo.on(move |b| async move {
+        let path = peers::path("rare.txt");
+        let mut reading = Box::pin(b.get(&of, None, &path, |_| {}));
+        while b.wanted(&of).unwrap().is_empty() {
+            tokio::select! {
+                biased;
+                read = &mut reading => panic!("nobody has it: {:?}", read.err()),
+                () = sleep(Duration::from_millis(10)) => {}
+            }
+        }
+        drop(reading);
+        assert!(b.wanted(&of).unwrap().is_empty());
+    })
+    .await;
     let nobody = cleo.get_with(&id, "rare.txt", |_| {}).await.unwrap_err();
     assert!(nobody.is_retryable(), "{nobody:?}");
     assert!(

@@ -4,7 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -119,6 +122,66 @@ async fn holders_leave_and_come_back() {
     assert_eq!((repo, path.as_str()), (ana_repo, "later.bin"));
     assert!(cleo.backend.wanted(&id).unwrap().is_empty());
     assert!(cleo.get(&id, "later.bin").await == noise(300_000, 2));
+    for device in [ana, ben, cleo] {
+        device.stop().await;
+    }
+    devnet.stop().await.unwrap();
+}
+
+/// Who has a part of a file gives that part, while nobody has the rest. The rest comes when somebody does.
+#[tokio::test]
+async fn a_part_comes_from_whoever_has_it() {
+    const PART: u64 = 5_000_000;
+    let devnet = devnet().await;
+    let ana = Device::start(&devnet, "ana").await;
+    let ben = Device::start(&devnet, "ben").await;
+    let cleo = Device::start(&devnet, "cleo").await;
+    let id = ana.create().await;
+    ben.join(&ana, &id).await;
+    cleo.join(&ana, &id).await;
+    let film = noise(16_000_000, 9);
+    ana.put(&id, "film.bin", film.clone()).await;
+    for device in [&ben, &cleo] {
+        device.list_until(&id, |paths| paths.len() == 1).await;
+        device.members(&id, 3).await;
+    }
+    ana.host.limit_rate(2_000_000).await.unwrap();
+    let seen = |done: &Arc<AtomicU64>| {
+        let done = done.clone();
+        move |progress: save_backend::Progress| done.store(progress.bytes_done, Relaxed)
+    };
+    let until_part = async |done: &AtomicU64| {
+        while done.load(Relaxed) < PART {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+
+    let done = Arc::new(AtomicU64::new(0));
+    tokio::select! {
+        read = cleo.get_with(&id, "film.bin", seen(&done)) => panic!("too early: {:?}", read.err()),
+        () = until_part(&done) => ana.host.cut_off().await.unwrap(),
+    }
+    let done = Arc::new(AtomicU64::new(0));
+    let begin = Instant::now();
+    let reading = async {
+        loop {
+            match ben.get_with(&id, "film.bin", seen(&done)).await {
+                Ok(read) => return read,
+                Err(error) => assert!(error.is_retryable(), "{error:?}"),
+            }
+            sleep(Duration::from_millis(300)).await;
+        }
+    };
+    let coming_back = async {
+        until_part(&done).await;
+        eprintln!("a part of 5 MB came after {:?}", begin.elapsed());
+        ana.host.rejoin().await.unwrap();
+    };
+    let (read, ()) = timeout(LIMIT, async { tokio::join!(reading, coming_back) })
+        .await
+        .unwrap();
+    eprintln!("and all of it after {:?}", begin.elapsed());
+    assert!(read == film, "the bytes differ");
     for device in [ana, ben, cleo] {
         device.stop().await;
     }

@@ -86,8 +86,10 @@ impl Group {
         let mut files = Vec::new();
         for member in self.members(Fetch::Cached).await? {
             let repo = self.repo(&member.repo).await?;
-            for entry in repo.list().await? {
-                let here = self.is_here(&entry).await?;
+            let entries = repo.list().await?;
+            let blobs: Vec<_> = entries.iter().map(|entry| entry.blob).collect();
+            let here = self.inner.ctx.store.complete(&blobs).await?;
+            for (entry, here) in entries.into_iter().zip(here) {
                 files.push(ListedFile {
                     repo: member.repo.clone(),
                     member: member.name.clone(),

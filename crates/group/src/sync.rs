@@ -1,11 +1,8 @@
 //! Bringing everything here: all members' collections, then all of their files.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use dht_records::Fetch;
@@ -13,7 +10,7 @@ use futures::{
     StreamExt,
     stream::{self, FuturesUnordered},
 };
-use iroh_blobs::{Hash, api::blobs::BlobStatus};
+use iroh_blobs::api::blobs::BlobStatus;
 use repo::{Repo, seal::Layout};
 use veilid_core::PublicKey;
 
@@ -209,18 +206,11 @@ impl Group {
             error: None,
             on_progress: on_progress.cloned(),
         };
-        let mut seen: HashMap<Hash, bool> = HashMap::new();
         let (all, error) = self.wanted_of(&repo).await?;
         files.error = error;
-        for mut wanted in all {
-            let here = match seen.get(&wanted.hash) {
-                Some(here) => *here,
-                None => {
-                    let here = self.inner.engine.is_here(wanted.hash, Kind::Blob).await?;
-                    seen.insert(wanted.hash, here);
-                    here
-                }
-            };
+        let hashes: Vec<_> = all.iter().map(|wanted| wanted.hash).collect();
+        let here = self.inner.ctx.store.complete(&hashes).await?;
+        for (mut wanted, here) in all.into_iter().zip(here) {
             // What lies here and did not come from this group is fetched like what is not here: everybody knows when a member
             // synchronises, and could tell from what they do not ask for.
             wanted.whole = !own && !self.inner.held.contains(&wanted.hash);

@@ -147,6 +147,23 @@ impl Core {
         blob
     }
 
+    /// Whether a blob is here, complete. Nothing of it is kept for the next time, so that many can be asked for.
+    pub(crate) async fn is_complete(&self, hash: Hash) -> Result<bool> {
+        if hash == Hash::EMPTY {
+            return Ok(true);
+        }
+        let in_use = {
+            let blobs = lock(&self.blobs);
+            let kept = blobs.kept.peek(&hash).cloned();
+            kept.or_else(|| blobs.all.get(&hash).and_then(Weak::upgrade))
+        };
+        if let Some(blob) = in_use {
+            return Ok(self.view(&blob).await?.complete().is_some());
+        }
+        let entry = self.tables.entry(&hash).await?;
+        Ok(entry.is_some_and(|entry| entry.complete))
+    }
+
     /// A blob that turned out to be partial lives as long as somebody uses it.
     pub(crate) fn do_not_keep(&self, hash: Hash) {
         lock(&self.blobs).kept.pop(&hash);

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt, stream};
 use iroh_blobs::{Hash, HashAndFormat, api::Store};
 use tokio::sync::RwLock;
 use veilid_core::VeilidAPI;
@@ -42,6 +42,8 @@ const VERSION: u32 = 3;
 /// The store of the first version kept plain files.
 const OLD_FORMAT: &str = "save-store files 1";
 const ROOT_PREFIX: &str = "root/";
+/// Rows of the index that are asked for at the same time, by whoever wants to know of many blobs.
+const ASKED_AT_ONCE: usize = 64;
 
 /// How a store is opened.
 #[derive(Debug, Clone, Default)]
@@ -366,6 +368,23 @@ impl VeilidStore {
         let protected = self.inner.protected.clone();
         *lock(&protected).entry(root).or_default() += 1;
         Protected { root, protected }
+    }
+
+    /// Which of these blobs are here, complete and verified, in the order of the hashes. For many it takes a small part of what asking
+    /// iroh's `has` for each takes.
+    ///
+    /// # Errors
+    /// [`Error::Closed`]; those of the tables.
+    pub async fn complete(&self, hashes: &[Hash]) -> Result<Vec<bool>> {
+        self.check_open()?;
+        stream::iter(hashes.to_vec())
+            .map(|hash| {
+                let core = self.inner.core.clone();
+                async move { core.is_complete(hash).await }
+            })
+            .buffered(ASKED_AT_ONCE)
+            .try_collect()
+            .await
     }
 
     /// All that a root reaches, each hash once: the root, the metadata, the shards, and what the shards link to.

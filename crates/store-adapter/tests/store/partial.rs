@@ -34,6 +34,7 @@ on_each_backend!(
     a_lie_about_the_size_is_outlived,
     an_import_that_ends_early_keeps_what_came,
     a_partial_blob_becomes_complete_by_an_import_of_the_whole,
+    many_are_asked_for_at_once,
 );
 
 async fn bitfield(store: &Store, hash: Hash) -> Bitfield {
@@ -341,6 +342,29 @@ async fn a_partial_blob_becomes_complete_by_an_import_of_the_whole(store: Veilid
     }
 }
 
+async fn many_are_asked_for_at_once(store: VeilidStore) {
+    let mut hashes = vec![Hash::EMPTY, Hash::new(b"is nowhere")];
+    let mut tags = Vec::new();
+    for size in [10, 30_000, 1_500_000] {
+        let data = noise(size as u64, size);
+        tags.push(store.add_bytes(data).temp_tag().await.unwrap());
+        hashes.extend(tags.last().map(|tag| tag.hash()));
+        let data = noise(1 + size as u64, size.max(2_000));
+        hashes.push(import_ranges(&store, &data, &ChunkRanges::chunks(0..1)).await);
+    }
+    let told = store.complete(&hashes).await.unwrap();
+    assert_eq!(told, [true, false, true, false, true, false, true, false]);
+    for (hash, told) in hashes.iter().zip(told) {
+        assert_eq!(store.has(*hash).await.unwrap(), told);
+    }
+    drop(tags);
+    store.wait_idle().await.unwrap();
+    store.gc().await.unwrap();
+    let told = store.complete(&hashes).await.unwrap();
+    assert_eq!(told.iter().filter(|told| **told).count(), 1, "{told:?}");
+    assert_eq!(store.complete(&[]).await.unwrap(), Vec::<bool>::new());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn partial_blobs_survive_closing() {
     let mut place = Place::veilid().await;
@@ -357,15 +381,18 @@ async fn partial_blobs_survive_closing() {
             _ => ChunkRanges::all(),
         }
     };
-    let mut before: Vec<Bitfield> = Vec::new();
+    let hashes: Vec<Hash> = blobs.iter().map(Hash::new).collect();
+    let mut before: Vec<Bitfield> = vec![Bitfield::empty(); blobs.len()];
     for turn in 0..3 {
         let store = place.open().await;
+        let complete: Vec<bool> = before.iter().map(Bitfield::is_complete).collect();
+        assert_eq!(store.complete(&hashes).await.unwrap(), complete);
         let mut after = Vec::new();
         for (index, data) in blobs.iter().enumerate() {
             let hash = Hash::new(data);
-            if let Some(before) = before.get(index) {
-                assert_eq!(bitfield(&store, hash).await, *before);
-                let groups = whole_groups(&before.ranges, data.len());
+            if turn > 0 {
+                assert_eq!(bitfield(&store, hash).await, before[index]);
+                let groups = whole_groups(&before[index].ranges, data.len());
                 assert_exports(&store, data, &groups).await;
             }
             import_ranges(&store, data, &part(data, turn)).await;
@@ -378,6 +405,7 @@ async fn partial_blobs_survive_closing() {
         }
     }
     let store = place.open().await;
+    assert_eq!(store.complete(&hashes).await.unwrap(), [true; 5]);
     for data in &blobs {
         assert_holds(&store, Hash::new(data), data).await;
     }

@@ -122,6 +122,29 @@ fn bytes_arrive_once_and_in_order_whatever_the_network_does() {
     }
 }
 
+/// Four streams on a slow link: when the first is through, the others nearly are.
+#[test]
+fn streams_of_a_route_share_it_evenly() {
+    const LEN: usize = 2 << 20;
+    let link = Link {
+        latency: 50 * MS,
+        rate: Some(1_000_000),
+        ..Link::default()
+    };
+    let mut sim = Sim::new(80, link);
+    for _ in 0..4 {
+        sim.start(protocol::SOURCE, ask(LEN));
+    }
+    sim.run(60 * SECOND, |sim| {
+        sim.tasks.iter().any(|task| task.got.len() == LEN)
+    });
+    for task in &sim.tasks {
+        let part = task.got.len() as f64 / LEN as f64;
+        println!("{part:.2} of a stream");
+        assert!(part > 0.85, "{part}");
+    }
+}
+
 /// The route dies when so much has arrived; another one is published a second later.
 #[test]
 fn a_route_that_dies_is_replaced_without_loss() {
