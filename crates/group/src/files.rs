@@ -88,7 +88,7 @@ impl Group {
             let repo = self.repo(&member.repo).await?;
             let entries = repo.list().await?;
             let blobs: Vec<_> = entries.iter().map(|entry| entry.blob).collect();
-            let here = self.inner.ctx.store.complete(&blobs).await?;
+            let here = self.inner.ctx.store.complete_by_index(&blobs).await?;
             for (entry, here) in entries.into_iter().zip(here) {
                 files.push(ListedFile {
                     repo: member.repo.clone(),

@@ -147,8 +147,9 @@ impl Core {
         blob
     }
 
-    /// Whether a blob is here, complete. Nothing of it is kept for the next time, so that many can be asked for.
-    pub(crate) async fn is_complete(&self, hash: Hash) -> Result<bool> {
+    /// Whether a blob is here, complete. Nothing of it is kept for the next time, so that many can be asked for. If the word of the index
+    /// is enough, its row may be damaged.
+    pub(crate) async fn is_complete(&self, hash: Hash, by_index: bool) -> Result<bool> {
         if hash == Hash::EMPTY {
             return Ok(true);
         }
@@ -159,6 +160,9 @@ impl Core {
         };
         if let Some(blob) = in_use {
             return Ok(self.view(&blob).await?.complete().is_some());
+        }
+        if by_index && self.tables.says_complete(&hash).await? {
+            return Ok(true);
         }
         let entry = self.tables.entry(&hash).await?;
         Ok(entry.is_some_and(|entry| entry.complete))

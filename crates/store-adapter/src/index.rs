@@ -201,6 +201,19 @@ pub(crate) fn pack_of(name: &str) -> Option<Id> {
         .ok()
 }
 
+/// The rows of blobs that a commit changes, one after the other, and whether each is that of a complete blob then.
+pub(crate) fn changed_rows(ops: &[Op]) -> impl Iterator<Item = (&Bytes, bool)> {
+    ops.iter().filter_map(|op| match op {
+        Op::Put { column, key, .. } => match *column {
+            ENTRIES => Some((key, true)),
+            // It stands behind the row itself.
+            PARTIAL => Some((key, false)),
+            _ => None,
+        },
+        Op::Delete { column, key } => (*column == ENTRIES).then_some((key, false)),
+    })
+}
+
 fn header_row(pack: &Id, offset: u64) -> [u8; 24] {
     let mut row = [0; 24];
     row[..16].copy_from_slice(pack);
@@ -286,28 +299,9 @@ impl Index {
         &self.table
     }
 
-    /// The row of a blob. `None` if there is none, or it cannot be read: then the blob counts as missing.
-    pub(crate) async fn entry(&self, hash: &Hash) -> Result<Option<Entry>> {
-        let row = self.row(hash.as_bytes());
-        let Some(sealed) = self.table.load(ENTRIES, row.clone()).await? else {
-            return Ok(None);
-        };
-        let entry = self.open::<Entry>(Kind::Entry, &row, &sealed);
-        if entry.is_none() {
-            tracing::warn!("a row of the store's index is damaged; its blob counts as missing");
-        }
-        Ok(entry.filter(|entry| entry.hash == *hash.as_bytes()))
-    }
-
     /// The row in which a blob stands, if it is there.
     pub(crate) fn row_of(&self, hash: &[u8; 32]) -> Bytes {
         self.row(hash)
-    }
-
-    /// Whether the blob has a row, which may be damaged.
-    pub(crate) async fn has_row(&self, hash: &Hash) -> Result<bool> {
-        let row = self.row(hash.as_bytes());
-        Ok(self.table.load(ENTRIES, row).await?.is_some())
     }
 
     /// Whether there is nothing at all, not even a count.
@@ -325,7 +319,7 @@ impl Index {
         self.table.keys(ENTRIES).await
     }
 
-    /// The entry in a row; `Err` holds the row if it cannot be read.
+    /// The entry in a row, if there is one. `Err(None)` if it is damaged: then its blob counts as missing.
     pub(crate) async fn entry_at(&self, row: Bytes) -> Result<Option<Entry>, Option<Error>> {
         match self.table.load(ENTRIES, row.clone()).await {
             Ok(None) => Ok(None),
@@ -334,6 +328,16 @@ impl Index {
                 .map(Some)
                 .ok_or(None),
             Err(error) => Err(Some(error)),
+        }
+    }
+
+    /// A row that nobody can read.
+    #[cfg(test)]
+    pub(crate) fn damaged(row: Bytes) -> Op {
+        Op::Put {
+            column: ENTRIES,
+            key: row,
+            value: Bytes::from_static(b"damaged"),
         }
     }
 

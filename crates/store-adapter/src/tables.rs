@@ -14,7 +14,7 @@ use crate::{
     Error, Result,
     backend::{Backend, Op, Table},
     core::{blocking, lock, segment_error, signed},
-    index::{COLUMNS, Change, Entry, Id, Index, Packs, Totals, pack_of},
+    index::{COLUMNS, Change, Entry, Id, Index, Packs, Totals, changed_rows, pack_of},
     log::Log,
     secret::StoreSecret,
     writer::{BATCH_REQUESTS, Message, Writer},
@@ -109,8 +109,11 @@ pub(crate) struct Logged {
 /// Which rows the index may have. New blobs are asked for in vain, each with a look at the table otherwise.
 #[derive(Debug, Default)]
 struct Known {
-    /// The beginning of each row's name; none as long as nobody looked, or if there are too many.
-    rows: Option<HashSet<u64>>,
+    /// The beginning of each row's name, and whether it is certain that the index has the row and says that its blob is complete; none
+    /// as long as nobody looked, or if there are too many.
+    rows: Option<HashMap<u64, bool>>,
+    /// Rows that were found damaged.
+    damaged: HashSet<u64>,
     misses: u32,
 }
 
@@ -159,27 +162,30 @@ impl Tables {
         let mut totals = claimed;
         let mut logged = HashMap::new();
         for entry in found {
-            // If the index has it in another place, that one is as good.
-            if index.entry(&entry.hash()).await?.is_none() {
+            let new = match index.entry_at(index.row_of(&entry.hash)).await {
+                // In another place, which is as good.
+                Ok(Some(_)) => continue,
+                Ok(None) => true,
                 // A damaged row is counted.
-                let new = !index.has_row(&entry.hash()).await?;
-                let found = Logged {
-                    blobs: i64::from(new),
-                    bytes: if new { signed(entry.size) } else { 0 },
-                    entry: Arc::new(entry),
-                };
-                let counted = found.clone();
-                if logged.insert(found.entry.hash, found).is_none() {
-                    totals.add(counted.blobs, counted.bytes);
-                }
+                Err(None) => false,
+                Err(Some(error)) => return Err(error),
+            };
+            let found = Logged {
+                blobs: i64::from(new),
+                bytes: if new { signed(entry.size) } else { 0 },
+                entry: Arc::new(entry),
+            };
+            let counted = found.clone();
+            if logged.insert(found.entry.hash, found).is_none() {
+                totals.add(counted.blobs, counted.bytes);
             }
         }
         if !logged.is_empty() {
             tracing::info!(blobs = logged.len(), "small blobs were found in the log");
         }
         let known = Known {
-            rows: fresh.then(HashSet::new),
-            misses: 0,
+            rows: fresh.then(HashMap::new),
+            ..Known::default()
         };
         let shared = Arc::new(Shared {
             backend,
@@ -201,24 +207,54 @@ impl Tables {
         if let Some(logged) = lock(&self.logged).get(hash.as_bytes()) {
             return Ok(Some(logged.entry.clone()));
         }
-        let row = Known::short(&open.index.row_of(hash.as_bytes()));
-        let lacks = |known: &Known| known.rows.as_ref().is_some_and(|rows| !rows.contains(&row));
+        let name = open.index.row_of(hash.as_bytes());
+        let row = Known::short(&name);
+        let lacks = |known: &Known| {
+            let rows = known.rows.as_ref();
+            rows.is_some_and(|rows| !rows.contains_key(&row))
+        };
         if lacks(&lock(&self.known)) {
             return Ok(None);
         }
-        let entry = open.index.entry(hash).await?;
-        if entry.is_none() {
-            let misses = {
-                let mut known = lock(&self.known);
-                known.misses += 1;
-                known.misses
-            };
-            if misses == MISSES {
-                // If it is too busy for that, it stays as it is.
-                let _ = self.writer.try_send(Message::Know);
+        match open.index.entry_at(name).await {
+            Ok(Some(entry)) if entry.hash == *hash.as_bytes() => return Ok(Some(Arc::new(entry))),
+            Ok(_) => {}
+            Err(None) => {
+                tracing::warn!("a row of the store's index is damaged; its blob counts as missing");
+                lock(&self.known).damaged.insert(row);
             }
+            Err(Some(error)) => return Err(error),
         }
-        Ok(entry.map(Arc::new))
+        let misses = {
+            let mut known = lock(&self.known);
+            known.misses += 1;
+            known.misses
+        };
+        if misses == MISSES {
+            // If it is too busy for that, it stays as it is.
+            let (done, _) = oneshot::channel();
+            let _ = self.writer.try_send(Message::Know(done));
+        }
+        Ok(None)
+    }
+
+    /// Whether the index says that a blob is complete, as far as that is known without reading its row. False if it is not known.
+    pub(crate) async fn says_complete(&self, hash: &Hash) -> Result<bool> {
+        let open = self.read().await?;
+        let row = Known::short(&open.index.row_of(hash.as_bytes()));
+        let known = lock(&self.known);
+        let rows = known.rows.as_ref();
+        let complete = rows.is_some_and(|rows| rows.get(&row) == Some(&true));
+        Ok(complete && !known.damaged.contains(&row))
+    }
+
+    /// Finds out which rows the index has, unless that is known, or there are too many.
+    pub(crate) async fn get_to_know(&self) -> Result<()> {
+        let known = lock(&self.known).rows.is_some();
+        if known || self.totals().blobs > MOST_KNOWN as u64 {
+            return Ok(());
+        }
+        self.ask(Message::Know).await
     }
 
     /// Writes, and gives the entry of a small blob with its place.
@@ -301,11 +337,27 @@ impl Shared {
         *lock(&self.totals)
     }
 
-    /// Before the index gets rows.
-    pub(crate) fn know(&self, rows: impl Iterator<Item = Bytes>) {
-        let mut known = lock(&self.known);
-        if let Some(known) = &mut known.rows {
-            known.extend(rows.map(|row| Known::short(&row)));
+    /// Changes the rows of blobs in the index.
+    pub(crate) async fn commit(&self, open: &Open, ops: Vec<Op>) -> Result<()> {
+        let rows: Vec<(u64, bool)> = changed_rows(&ops)
+            .map(|(row, complete)| (Known::short(row), complete))
+            .collect();
+        // Nothing is certain until it is written, nor if that fails.
+        self.know(rows.iter().map(|(row, _)| (*row, false)));
+        open.index.table().commit(ops).await?;
+        self.know(rows.into_iter());
+        Ok(())
+    }
+
+    fn know(&self, rows: impl Iterator<Item = (u64, bool)>) {
+        let known = &mut *lock(&self.known);
+        for (row, complete) in rows {
+            if complete {
+                known.damaged.remove(&row);
+            }
+            if let Some(rows) = &mut known.rows {
+                rows.insert(row, complete);
+            }
         }
         if known
             .rows
@@ -317,10 +369,14 @@ impl Shared {
     }
 
     /// Nobody writes meanwhile.
-    pub(crate) async fn get_to_know(&self, open: &Open) -> Result<()> {
+    pub(crate) async fn learn(&self, open: &Open) -> Result<()> {
         if self.totals().blobs <= MOST_KNOWN as u64 {
             let rows = open.index.entry_rows().await?;
-            let rows = rows.iter().map(|row| Known::short(row)).collect();
+            let mut rows: HashMap<u64, bool> =
+                rows.iter().map(|row| (Known::short(row), true)).collect();
+            for row in open.index.partial().await? {
+                rows.insert(Known::short(&row), false);
+            }
             lock(&self.known).rows = Some(rows);
         }
         Ok(())

@@ -42,8 +42,8 @@ pub(crate) enum Message {
     Write(Box<Request>, oneshot::Sender<Written>),
     /// Lets the index claim everything that is in the log.
     Flush(oneshot::Sender<Result<()>>),
-    /// Finds out which rows the index has.
-    Know,
+    /// Finds out which rows the index has, if it can.
+    Know(oneshot::Sender<()>),
     /// Puts the index under a new key.
     Rotate(oneshot::Sender<Result<()>>),
     /// Removes packs in which nothing is alive.
@@ -146,7 +146,10 @@ impl Writer {
                 Message::Flush(done) => {
                     let _ = done.send(self.flush().await);
                 }
-                Message::Know => self.get_to_know().await,
+                Message::Know(done) => {
+                    self.get_to_know().await;
+                    let _ = done.send(());
+                }
                 Message::Rotate(done) => {
                     let _ = done.send(self.rotate().await);
                 }
@@ -273,13 +276,9 @@ impl Writer {
             if let Some(entry) = entry {
                 let change = Change::Put((**entry).clone());
                 open.index.seal_change(&change, &mut ops)?;
-                tables.know([open.index.row_of(&entry.hash)].into_iter());
             }
             for change in &request.changes {
                 open.index.seal_change(change, &mut ops)?;
-                if let Change::Put(entry) = change {
-                    tables.know([open.index.row_of(&entry.hash)].into_iter());
-                }
             }
             ops.extend(request.index.iter().cloned());
             self.recent += request.changes.len();
@@ -289,7 +288,7 @@ impl Writer {
         }
         if !ops.is_empty() {
             self.index_dirty = true;
-            open.index.table().commit(ops).await?;
+            tables.commit(&open, ops).await?;
         }
         if !wholly {
             self.behind = behind;
@@ -390,12 +389,10 @@ impl Writer {
                 ops.push(open.index.put_entry(entry)?);
                 claimed.add(*blobs, *bytes);
             }
-            let rows = some.iter().map(|one| open.index.row_of(&one.entry.hash));
-            self.tables.know(rows);
             ops.push(open.index.put_totals(&claimed)?);
             self.index_dirty = true;
             self.behind = true;
-            open.index.table().commit(ops).await?;
+            self.tables.commit(open, ops).await?;
             self.claimed = claimed;
             let mut left = lock(&self.tables.logged);
             for one in some {
@@ -414,7 +411,7 @@ impl Writer {
 
     async fn get_to_know(&self) {
         let known = match self.tables.read().await {
-            Ok(open) => self.tables.get_to_know(&open).await,
+            Ok(open) => self.tables.learn(&open).await,
             Err(error) => Err(error),
         };
         if let Err(error) = known {

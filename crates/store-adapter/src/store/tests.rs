@@ -10,6 +10,7 @@ use iroh_blobs::{
 };
 
 mod faults;
+mod known;
 mod packs;
 
 /// A disk in memory.

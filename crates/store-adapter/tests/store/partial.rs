@@ -357,12 +357,21 @@ async fn many_are_asked_for_at_once(store: VeilidStore) {
     for (hash, told) in hashes.iter().zip(told) {
         assert_eq!(store.has(*hash).await.unwrap(), told);
     }
+    assert_same_by_index(&store, &hashes).await;
     drop(tags);
     store.wait_idle().await.unwrap();
     store.gc().await.unwrap();
     let told = store.complete(&hashes).await.unwrap();
     assert_eq!(told.iter().filter(|told| **told).count(), 1, "{told:?}");
+    assert_same_by_index(&store, &hashes).await;
     assert_eq!(store.complete(&[]).await.unwrap(), Vec::<bool>::new());
+}
+
+/// The index says the same; it is asked for so many that their rows are not read.
+async fn assert_same_by_index(store: &VeilidStore, hashes: &[Hash]) {
+    let told = store.complete(hashes).await.unwrap();
+    let by_index = store.complete_by_index(&hashes.repeat(256)).await.unwrap();
+    assert_eq!(by_index, told.repeat(256));
 }
 
 #[tokio::test(flavor = "multi_thread")]
