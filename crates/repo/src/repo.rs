@@ -1,6 +1,7 @@
 //! The repo itself.
 
 mod commit;
+mod former;
 mod publish;
 
 use std::{
@@ -125,6 +126,8 @@ struct Names {
     held: String,
     /// Set while the record does not say yet what is held.
     pending: String,
+    /// What those names begin with that say what was held before another device's changes.
+    former: String,
 }
 
 /// Contents with the hash of their collection.
@@ -209,6 +212,7 @@ impl Repo {
         let names = Names {
             held: format!("repo/{public}"),
             pending: format!("repo-pending/{public}"),
+            former: format!("repo-former/{public}/"),
         };
         Self {
             inner: Arc::new(Inner {
@@ -336,7 +340,7 @@ impl Repo {
     /// collection); [`Error::NoContentKey`], [`Error::Seal`], [`Error::SizeMismatch`], [`Error::Store`].
     pub async fn read(&self, path: &EntryPath) -> Result<FileReader> {
         let entry = self.entry(path).await?.ok_or(Error::NoSuchFile)?;
-        FileReader::open(&self.inner.store, &self.keys()?.files, entry).await
+        self.read_version(entry).await
     }
 
     /// Writes a file to disk below a directory, at the place that its path says, and gives that place. It appears there when
@@ -446,7 +450,8 @@ impl Repo {
     /// [`VeilidStore::protect`] while it is being fetched.
     ///
     /// A reader holds it afterwards instead of the former one. With the repo's key pair it comes from another device of the
-    /// same member, and is merged: what is held afterwards, and is to be published, has the newer version of every file.
+    /// same member, and is merged: what is held afterwards, and is to be published, has the newer version of every file. The older
+    /// ones that were here are [`replaced`](Self::replaced).
     ///
     /// # Errors
     /// [`Error::NotHere`] with what is missing; [`Error::Collection`] if it is not acceptable. Nothing was changed then.
@@ -469,6 +474,7 @@ impl Repo {
             .remove_root(&self.inner.names.pending)
             .await?;
         self.inner.store.remove_root(&self.inner.names.held).await?;
+        self.forget_former().await?;
         self.set_cache(None);
         Ok(())
     }

@@ -260,6 +260,22 @@ impl Contents {
         self.merge_placed(keys, news.map(|(place, record)| (*place, record.clone())))
     }
 
+    /// The files that other contents have in another version, or not any more.
+    pub(crate) fn replaced_in<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a Entry> {
+        let alike = self.shards.len() == other.shards.len();
+        let shards = self.shards.iter().enumerate();
+        let changed = shards.filter(move |(at, shard)| {
+            let same = |theirs: &Arc<Shard>| shard.is_same(theirs);
+            !(alike && other.shards.get(*at).is_some_and(same))
+        });
+        let records = changed.flat_map(|(_, shard)| &shard.records);
+        records.filter_map(|(place, record)| {
+            let entry = record.file()?;
+            let theirs = other.record(place).map(Record::link);
+            (theirs != Some(entry.blob)).then_some(entry)
+        })
+    }
+
     /// The record that deletes a file now.
     ///
     /// # Errors

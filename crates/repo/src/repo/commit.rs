@@ -158,8 +158,10 @@ impl Repo {
             held,
         ) {
             (Ok(theirs), Some(held)) => {
-                let mut contents = held.contents;
-                contents.merge_all(keys, &theirs)?;
+                let mut contents = held.contents.clone();
+                if contents.merge_all(keys, &theirs)? {
+                    self.remember_former(&held, &contents).await?;
+                }
                 Ok((contents, true))
             }
             (Ok(theirs), None) => Ok((theirs, true)),
@@ -208,6 +210,9 @@ impl Repo {
         }
         let mut merged = held.clone().map(|held| held.contents).unwrap_or_default();
         let changed = merged.merge_all(&keys.entries, &theirs)?;
+        if let Some(held) = held.as_ref().filter(|_| changed) {
+            self.remember_former(held, &merged).await?;
+        }
         let recorded = self.record_hash().await?;
         if !changed && held.is_some_and(|held| recorded == Some(held.root)) {
             // It says nothing new, and the record says what is held.

@@ -210,6 +210,58 @@ async fn two_devices_of_one_member_agree() {
             .counter,
         counter
     );
+    // What the laptop replaced is there for the phone until it is collected.
+    assert_eq!(
+        versions(&on_phone).await,
+        [
+            ("phone".to_owned(), b"p".to_vec()),
+            ("shared".to_owned(), b"from the phone".to_vec()),
+        ]
+    );
+    assert_eq!(versions(&on_laptop).await, []);
+    // Nor is one of them forgotten when there is more.
+    let before = on_phone.held_root().await.unwrap().unwrap().hash;
+    bring(&phone.ctx.store, &laptop.ctx.store, before).await;
+    put(&on_laptop, "laptop", b"again").await;
+    let next = on_laptop.held_root().await.unwrap().unwrap().hash;
+    bring(&laptop.ctx.store, &phone.ctx.store, next).await;
+    on_phone.adopt(next).await.unwrap();
+    let on_phone = Repo::open(&phone.ctx, &access, keypair.key(), Some(keypair.clone()))
+        .await
+        .unwrap();
+    let there = versions(&on_phone).await;
+    let there: Vec<_> = there.iter().map(|(path, _)| path.as_str()).collect();
+    assert_eq!(there, ["laptop", "phone", "shared"]);
+    phone.ctx.store.gc().await.unwrap();
+    assert_eq!(versions(&on_phone).await, []);
+    check(&on_phone).await;
+    // The names of what was collected go with the next change.
+    put(&on_laptop, "laptop", b"once more").await;
+    let last = on_laptop.held_root().await.unwrap().unwrap().hash;
+    bring(&laptop.ctx.store, &phone.ctx.store, last).await;
+    on_phone.adopt(last).await.unwrap();
+    assert_eq!(versions(&on_phone).await.len(), 1);
+    assert_eq!(formers(&phone.ctx.store).await, 1);
+    on_phone.forget().await.unwrap();
+    assert_eq!(formers(&phone.ctx.store).await, 0);
     phone.stop().await;
     laptop.stop().await;
+}
+
+/// The replaced versions of files, with what they hold.
+async fn versions(repo: &Repo) -> Vec<(String, Vec<u8>)> {
+    let mut versions = Vec::new();
+    for entry in repo.replaced().await.unwrap() {
+        let path = entry.path.to_string();
+        let mut bytes = Vec::new();
+        let mut reader = repo.read_version(entry).await.unwrap();
+        reader.read_to_end(&mut bytes).await.unwrap();
+        versions.push((path, bytes));
+    }
+    versions
+}
+
+async fn formers(store: &VeilidStore) -> usize {
+    let tags = store.tags().list_prefix("repo-former/").await.unwrap();
+    tags.count().await
 }
