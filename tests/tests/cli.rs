@@ -169,6 +169,7 @@ async fn bad_input_is_named_and_loses_nothing() {
         &["get", "missing.txt", "--timeout", "5"][..],
         &["rm", "missing.txt"],
         &["get", "notes.txt", "--from", "nobody"],
+        &["get", "notes.txt", "--replaced"],
         &["ls", "--group", "nothing"],
         &["ping", "nobody"],
     ] {
@@ -179,6 +180,8 @@ async fn bad_input_is_named_and_loses_nothing() {
             "{arguments:?}: {message}"
         );
     }
+
+    assert!(ana.save(&["ls", "--replaced"]).await.unwrap().is_empty());
 
     // Nothing is lost by all this.
     assert_eq!(paths(&ana).await, ["notes.txt"]);

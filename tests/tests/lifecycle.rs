@@ -12,7 +12,11 @@ use integration_tests::answered;
 use integration_tests::peers::{Device, LIMIT, WATCHED, devnet, noise, path};
 use repo::{Repo, RepoContext};
 use save_backend::{Error, ErrorKind, EventKind, GroupId, LinkKind, RepoSync};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    io::AsyncReadExt,
+    time::{sleep, timeout},
+};
+use veilid_core::VeilidAPI;
 
 /// Brings everything here, and says whether it is.
 async fn sync(device: &Device, id: &GroupId) -> bool {
@@ -251,6 +255,25 @@ async fn two_devices_of_a_member_write_one_repo() {
         seen.iter().all(|bytes| bytes == b"of the phone, later"),
         "the higher version"
     );
+    // The tablet can have back what it wrote, until it is collected.
+    let of = id.clone();
+    let on_tablet = tablet.on(move |b| async move {
+        let replaced = b.replaced(&of).await.unwrap();
+        let [both] = replaced.as_slice() else {
+            panic!("{} versions", replaced.len());
+        };
+        assert_eq!(both.entry.path.as_str(), "both.txt");
+        let mut bytes = Vec::new();
+        let mut reader = b.get_version(&of, both).await.unwrap();
+        reader.read_to_end(&mut bytes).await.unwrap();
+        // Nothing is collected under a reader.
+        drop(reader);
+        b.collect_garbage().await.unwrap();
+        assert_eq!(b.replaced(&of).await.unwrap().len(), 0);
+        assert!(b.get_version(&of, both).await.is_err());
+        bytes
+    });
+    assert_eq!(on_tablet.await, b"of the tablet");
     // They go by one name, and neither writes the old one back.
     let of = id.clone();
     ana.on(move |b| async move { b.rename_me(&of, "Anna").await.unwrap() })
@@ -416,6 +439,8 @@ async fn who_leaves_is_gone_and_keeps_nothing() {
     let left = ben
         .on(move |b| async move {
             let mut events = b.events();
+            let api = b.group(&of).unwrap().context().records.api().clone();
+            let [_, _, state] = rows(&api).await;
             let forgetting = b.forget_group(&of);
             assert!(timeout(Duration::ZERO, forgetting).await.is_err());
             loop {
@@ -425,6 +450,13 @@ async fn who_leaves_is_gone_and_keeps_nothing() {
                 }
             }
             b.collect_garbage().await.unwrap();
+            // Neither keys nor what was remembered, nor the records that Veilid kept for it.
+            assert_eq!(rows(&api).await, [0, 0, state - 1]);
+            let records = api.debug("record list local".to_owned()).await.unwrap();
+            assert!(
+                records.contains("Records:\nSubkey Cache Count: 0\n"),
+                "{records}"
+            );
             b.stored_bytes().await.unwrap()
         })
         .await;
@@ -475,6 +507,21 @@ async fn who_leaves_is_gone_and_keeps_nothing() {
         device.stop().await;
     }
     devnet.stop().await.unwrap();
+}
+
+/// The rows that a device has of records, of what it obtained and wants, and of its groups.
+async fn rows(api: &VeilidAPI) -> [usize; 3] {
+    let mut rows = [0; 3];
+    let tables = [
+        "dht-records-v1",
+        "save_dweb_groups_v1",
+        "save_dweb_state_v1",
+    ];
+    for (rows, name) in rows.iter_mut().zip(tables) {
+        let table = api.open_table_db(name, 1).await.unwrap();
+        *rows = table.get_keys(0).await.unwrap().len();
+    }
+    rows
 }
 
 /// A phone is lost, and the group moves to new keys without it: who stays is told and follows, files come along, and with all that is on

@@ -102,6 +102,37 @@ impl Group {
         Ok(files)
     }
 
+    /// Versions of this member's files that another of the member's devices replaced or deleted, as far as they are still on this one: a
+    /// garbage collection takes them. By path, the newest first; [`read_version`](Self::read_version) reads them.
+    ///
+    /// # Errors
+    /// Those of the local disk.
+    pub async fn replaced(&self) -> Result<Vec<ListedFile>> {
+        self.check_readable()?;
+        let Some(repo) = self.own_repo() else {
+            return Ok(Vec::new());
+        };
+        let member = Some(self.own_name().await?);
+        let listed = |entry| ListedFile {
+            repo: repo.public_key().clone(),
+            member: member.clone(),
+            is_self: true,
+            entry,
+            here: true,
+        };
+        Ok(repo.replaced().await?.into_iter().map(listed).collect())
+    }
+
+    /// Begins to read a version of a file that is on this device.
+    ///
+    /// # Errors
+    /// [`repo::Error::NotHere`] within [`Error::Repo`] if it was collected; [`Error::NoSuchMember`]; those of the local disk.
+    pub async fn read_version(&self, file: &ListedFile) -> Result<FileReader> {
+        self.check_readable()?;
+        let repo = self.repo_of(&file.repo).await?;
+        Ok(repo.read_version(file.entry.clone()).await?)
+    }
+
     /// Whether all of a file is on this device.
     ///
     /// # Errors

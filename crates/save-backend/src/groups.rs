@@ -422,6 +422,23 @@ impl Backend {
         Ok(group.read(&repo, path, Some(report)).await?)
     }
 
+    /// Versions of this member's files that another of the member's devices replaced or deleted, by path, the newest first, until a
+    /// [garbage collection](Self::collect_garbage) takes them.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`]; those of the local disk.
+    pub async fn replaced(&self, id: &GroupId) -> Result<Vec<ListedFile>> {
+        Ok(self.group(id)?.replaced().await?)
+    }
+
+    /// A version of a file that is on this device, as [`replaced`](Self::replaced) or [`list`](Self::list) gave it.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`]; [`repo::Error::NotHere`] within [`Error::Group`] if it was collected.
+    pub async fn get_version(&self, id: &GroupId, file: &ListedFile) -> Result<FileReader> {
+        Ok(self.group(id)?.read_version(file).await?)
+    }
+
     /// Takes a file of this member out of the archive, and publishes that in the background.
     ///
     /// # Errors

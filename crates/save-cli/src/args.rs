@@ -117,6 +117,9 @@ pub enum Command {
         /// Ask the network first
         #[arg(long)]
         refresh: bool,
+        /// Instead, the versions that another device of yours replaced or deleted; they are here for up to an hour
+        #[arg(long, conflicts_with = "refresh")]
+        replaced: bool,
     },
     /// Read a file back
     Get(Get),
@@ -377,6 +380,9 @@ pub struct Get {
     /// Whose file: a name or the beginning of a key
     #[arg(long, value_name = "MEMBER")]
     pub from: Option<String>,
+    /// The version that another device of yours replaced or deleted last, as long as it is here
+    #[arg(long, conflicts_with = "from")]
+    pub replaced: bool,
     /// Overwrite a file that exists
     #[arg(long, short)]
     pub force: bool,

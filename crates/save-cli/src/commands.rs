@@ -248,16 +248,25 @@ async fn prepare(common: &Common, command: Command, printer: &mut Printer) -> Re
                 .map_err(|_| Error::Interrupted)??;
             request.operation = Operation::Put { group, files };
         }
-        Command::Ls { refresh } => {
-            request.operation = Operation::List { group, refresh };
+        Command::Ls { refresh, replaced } => {
+            request.operation = match replaced {
+                true => Operation::Replaced { group },
+                false => Operation::List { group, refresh },
+            };
             request.head = &["SIZE", "MODIFIED (UTC)", "HERE", "MEMBER", "PATH"];
         }
         Command::Get(get) => {
             request.export = Some(export_plan(&get)?);
-            request.operation = Operation::Get {
-                group,
-                member: get.from,
-                path: get.path,
+            request.operation = match get.replaced {
+                true => Operation::GetReplaced {
+                    group,
+                    path: get.path,
+                },
+                false => Operation::Get {
+                    group,
+                    member: get.from,
+                    path: get.path,
+                },
             };
         }
         Command::Sync { of, member } => {

@@ -73,6 +73,12 @@ pub enum Error {
         /// The network was asked as well.
         asked: bool,
     },
+    /// No version that was replaced is here.
+    #[error("no replaced version of '{path}' is on this device")]
+    NotReplaced {
+        /// The path that was asked for.
+        path: String,
+    },
     /// More than one thing fits. Say which one is meant.
     #[error("more than one {what} fits '{wanted}': {}", .choices.join(", "))]
     Ambiguous {
@@ -287,6 +293,7 @@ impl Error {
             | Self::NoSuchGroup { .. }
             | Self::NoSuchMember { .. }
             | Self::NoSuchFile { .. }
+            | Self::NotReplaced { .. }
             | Self::NotHere { .. } => Code::NotFound,
             Self::Ambiguous { .. } => Code::Ambiguous,
             Self::BadPath { .. } => Code::BadPath,

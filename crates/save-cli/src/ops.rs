@@ -127,6 +127,18 @@ pub enum Operation {
         /// The file's path.
         path: String,
     },
+    /// The versions that another device of the member replaced.
+    Replaced {
+        /// Which group.
+        group: Option<String>,
+    },
+    /// The bytes of the newest of them.
+    GetReplaced {
+        /// Which group.
+        group: Option<String>,
+        /// The file's path.
+        path: String,
+    },
     /// Bringing all files here.
     Sync {
         /// Which group.
@@ -300,6 +312,10 @@ async fn perform(device: &Device, call: Call, output: &Output, limit: Duration) 
             context
                 .get(group.as_deref(), member.as_deref(), &path)
                 .await
+        }
+        Operation::Replaced { group } => context.replaced(group.as_deref()).await,
+        Operation::GetReplaced { group, path } => {
+            context.get_replaced(group.as_deref(), &path).await
         }
         Operation::Sync { group, member } => {
             context.sync(group.as_deref(), member.as_deref()).await

@@ -119,6 +119,28 @@ impl Context<'_> {
         self.send(reader, &file).await
     }
 
+    pub(super) async fn replaced(&self, group: Option<&str>) -> Result<()> {
+        let id = self.group(group).await?;
+        for file in self.backend.replaced(&id).await? {
+            self.output.item(file_item(&file)).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn get_replaced(&self, group: Option<&str>, path: &str) -> Result<()> {
+        let id = self.group(group).await?;
+        let entry = entry_path(path)?;
+        let mut replaced = self.backend.replaced(&id).await?.into_iter();
+        let file = replaced
+            .find(|file| file.entry.path.as_str() == entry.as_str())
+            .ok_or_else(|| Error::NotReplaced {
+                path: path.to_owned(),
+            })?;
+        let reader = self.backend.get_version(&id, &file).await?;
+        self.output.item(file_item(&file)).await?;
+        self.send(reader, &file).await
+    }
+
     async fn send(&self, mut reader: impl AsyncRead + Unpin, file: &ListedFile) -> Result<()> {
         let mut sent = 0_u64;
         loop {
