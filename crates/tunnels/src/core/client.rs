@@ -335,6 +335,9 @@ impl ClientCore {
             Some(self.build(now))
         } else {
             self.pace.idle();
+            if !self.streams.expects() {
+                self.pace.rest();
+            }
             None
         }
     }

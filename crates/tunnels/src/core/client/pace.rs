@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::super::Now;
+use super::HOLDING;
 use super::size::Sizes;
 
 /// Calls in flight at the start.
@@ -227,6 +228,12 @@ impl Pace {
         if self.has_room(self.calls) {
             self.limited_until = self.delivered + 1 + self.bytes as u64;
         }
+    }
+
+    /// Nothing is expected any more. What there was to fetch until now says nothing about the next time, and of what comes first then those
+    /// calls tell that wait for it.
+    pub fn rest(&mut self) {
+        self.polls = self.polls.min(HOLDING);
     }
 
     /// A reply came in time.

@@ -151,7 +151,8 @@ impl Sizes {
         for (other, known) in self.classes.iter().enumerate() {
             let outcomes = known.outcomes();
             if other != index && outcomes > 0.0 {
-                let arrives = (known.arrived + 0.5) / (outcomes + 1.0);
+                // Where nothing is lost, nothing speaks against larger ones, however small these are.
+                let arrives = (known.arrived + 1.0) / (outcomes + 1.0);
                 // What is near says more.
                 let near = outcomes / (other.abs_diff(index) as f64);
                 sum += near * arrives.powf(class.size as f64 / known.size as f64);
@@ -197,6 +198,17 @@ mod tests {
         let many = run(&mut sizes, 100, 0);
         assert!((1_024..=4_096).contains(&many), "{many}");
         assert_eq!(run(&mut sizes, 0, 0), 32_768);
+    }
+
+    #[test]
+    fn nothing_but_losses_makes_messages_smaller() {
+        let mut sizes = Sizes::new(32_768);
+        for size in [100, 1_000, 2_000, 5_000, 12_000, 30_000] {
+            for _ in 0..200 {
+                sizes.arrived(size);
+                assert_eq!(sizes.current(), 32_768, "after {size} bytes");
+            }
+        }
     }
 
     #[test]
