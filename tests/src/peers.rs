@@ -9,7 +9,7 @@
 use std::{future::Future, path::PathBuf, time::Duration};
 
 use devnet::{Devnet, Host};
-use dht_records::{GroupAccess, GroupRecord};
+use dht_records::{Fetch, GroupAccess, GroupRecord};
 use save_backend::{
     Backend, BackendBuilder, Entry, EntryPath, ErrorKind, GroupId, Link, LinkKind, ListedFile,
     Member, NewFile, Progress, PublicKey,
@@ -287,6 +287,29 @@ impl Device {
         GroupRecord::attach(records, group.access().clone())
             .await
             .unwrap()
+    }
+
+    /// The route that this device publishes.
+    pub async fn route(&self, id: &GroupId) -> Vec<u8> {
+        let group = self.backend.group(id).unwrap();
+        let record = group.own_repo().unwrap().record().clone();
+        let tunnels = record.tunnels(Fetch::Cached).await.unwrap();
+        let (_, tunnel) = tunnels.into_iter().next().unwrap();
+        tunnel.unwrap().value.route
+    }
+
+    /// Takes a route of this device away, as if one of its hops had gone.
+    pub async fn kill_route(&self, id: &GroupId, route: Vec<u8>) {
+        let group = self.backend.group(id).unwrap();
+        let api = group.context().records.api().clone();
+        self.host
+            .run(async move {
+                // Veilid names a route by its keys, so the import tells the id of the allocated route, and takes it until it is released.
+                let id = api.import_remote_private_route(route).unwrap();
+                api.release_private_route(id.clone()).unwrap();
+                api.release_private_route(id).unwrap();
+            })
+            .await;
     }
 
     pub fn access(&self, id: &GroupId) -> GroupAccess {

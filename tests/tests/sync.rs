@@ -128,6 +128,65 @@ async fn holders_leave_and_come_back() {
     devnet.stop().await.unwrap();
 }
 
+/// The route of the only holder dies in the middle. The fetcher finds the new one in the holder's repo record, and the same requests go on:
+/// nothing is fetched twice. What the progress tells comes in its order.
+#[tokio::test]
+async fn a_fetch_goes_on_over_another_route() {
+    let devnet = devnet().await;
+    let ana = Device::start(&devnet, "ana").await;
+    let ben = Device::start(&devnet, "ben").await;
+    let id = ana.create().await;
+    ben.join(&ana, &id).await;
+    let film = noise(16_000_000, 1);
+    ana.put(&id, "film.bin", film.clone()).await;
+    ben.list_until(&id, |paths| paths.len() == 1).await;
+    // A session that is there, and whose route dies under it.
+    ben.members(&id, 2).await;
+    let before = ana.route(&id).await;
+    ana.host.limit_rate(2_000_000).await.unwrap();
+    let done = Arc::new(Mutex::new((0, Vec::new())));
+    let heard = done.clone();
+    let begin = Instant::now();
+    let (read, ()) = tokio::join!(
+        ben.get_with(&id, "film.bin", move |progress| {
+            let mut heard = heard.lock().unwrap();
+            heard.0 = progress.bytes_done;
+            if heard.1.last() != Some(&progress.state) {
+                heard.1.push(progress.state);
+            }
+        }),
+        async {
+            while done.lock().unwrap().0 < 5_000_000 {
+                sleep(Duration::from_millis(20)).await;
+            }
+            let route = ana.route(&id).await;
+            assert!(route == before, "it is the route that the fetch uses");
+            ana.kill_route(&id, route).await;
+        }
+    );
+    assert!(read.unwrap() == film, "the bytes differ");
+    let took = begin.elapsed();
+    let received = ben.backend.status().groups[0].received;
+    eprintln!("16 MB at 2 MB/s, over two routes: {took:?}, {received} bytes");
+    assert!(took < Duration::from_secs(45), "{took:?}");
+    // The list and what the protocol adds are in it.
+    assert!(received < 16_300_000, "{received}");
+    assert!(ana.route(&id).await != before, "a new route is published");
+    assert_eq!(
+        done.lock().unwrap().1,
+        [
+            ProgressState::Finding,
+            ProgressState::Fetching,
+            ProgressState::Verifying,
+            ProgressState::Stored
+        ]
+    );
+    for device in [ana, ben] {
+        device.stop().await;
+    }
+    devnet.stop().await.unwrap();
+}
+
 /// Who has a part of a file gives that part, while nobody has the rest. The rest comes when somebody does.
 #[tokio::test]
 async fn a_part_comes_from_whoever_has_it() {
