@@ -102,8 +102,8 @@ impl Group {
         Ok(files)
     }
 
-    /// Versions of this member's files that another of the member's devices replaced or deleted, as far as they are still on this one: a
-    /// garbage collection takes them. By path, the newest first; [`read_version`](Self::read_version) reads them.
+    /// Versions of this member's files that this device had and that another of the member's devices replaced or deleted, as far as they are
+    /// still here: a garbage collection takes them. The last 1,000, by path, the newest first; [`read_version`](Self::read_version) reads them.
     ///
     /// # Errors
     /// Those of the local disk.

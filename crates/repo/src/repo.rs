@@ -1,8 +1,8 @@
 //! The repo itself.
 
 mod commit;
-mod former;
 mod publish;
+mod replaced;
 
 use std::{
     fmt,
@@ -126,8 +126,8 @@ struct Names {
     held: String,
     /// Set while the record does not say yet what is held.
     pending: String,
-    /// What those names begin with that say what was held before another device's changes.
-    former: String,
+    /// A list of what another device replaced, which keeps nothing but itself.
+    replaced: String,
 }
 
 /// Contents with the hash of their collection.
@@ -199,6 +199,7 @@ impl Repo {
         if repo.is_writable() {
             let _writing = repo.inner.writing.lock().await;
             repo.finish_pending().await?;
+            repo.prune_replaced().await?;
         }
         Ok(repo)
     }
@@ -212,7 +213,7 @@ impl Repo {
         let names = Names {
             held: format!("repo/{public}"),
             pending: format!("repo-pending/{public}"),
-            former: format!("repo-former/{public}/"),
+            replaced: format!("repo-replaced/{public}"),
         };
         Self {
             inner: Arc::new(Inner {
@@ -469,12 +470,13 @@ impl Repo {
     pub async fn forget(&self) -> Result<()> {
         let _writing = self.inner.writing.lock().await;
         self.inner.forgotten.store(true, Ordering::Relaxed);
+        // First, so that it reaches the disk with the rest.
+        self.forget_replaced().await?;
         self.inner
             .store
             .remove_root(&self.inner.names.pending)
             .await?;
         self.inner.store.remove_root(&self.inner.names.held).await?;
-        self.forget_former().await?;
         self.set_cache(None);
         Ok(())
     }

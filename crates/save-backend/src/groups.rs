@@ -422,8 +422,8 @@ impl Backend {
         Ok(group.read(&repo, path, Some(report)).await?)
     }
 
-    /// Versions of this member's files that another of the member's devices replaced or deleted, by path, the newest first, until a
-    /// [garbage collection](Self::collect_garbage) takes them.
+    /// Versions of this member's files that this device had and that another of the member's devices replaced or deleted, by path, the newest
+    /// first, until a [garbage collection](Self::collect_garbage) takes them; the last 1,000.
     ///
     /// # Errors
     /// [`Error::GroupNotFound`]; those of the local disk.

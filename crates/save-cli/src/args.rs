@@ -117,7 +117,7 @@ pub enum Command {
         /// Ask the network first
         #[arg(long)]
         refresh: bool,
-        /// Instead, the versions that another device of yours replaced or deleted; they are here for up to an hour
+        /// Instead, the versions that another device of yours replaced or deleted, until the next collection of garbage
         #[arg(long, conflicts_with = "refresh")]
         replaced: bool,
     },

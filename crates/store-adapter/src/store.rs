@@ -44,8 +44,6 @@ const OLD_FORMAT: &str = "save-store files 1";
 const ROOT_PREFIX: &str = "root/";
 /// Rows of the index that are asked for at the same time, by whoever wants to know of many blobs.
 const ASKED_AT_ONCE: usize = 64;
-/// From so many blobs on it is faster to read the names of all rows than the rows of these.
-const WORTH_KNOWING: usize = 256;
 
 /// How a store is opened.
 #[derive(Debug, Clone, Default)]
@@ -381,16 +379,14 @@ impl VeilidStore {
         self.are_complete(hashes, false).await
     }
 
-    /// As [`complete`](Self::complete), without reading the index's row of each blob again and again, up to 200,000 blobs in the store.
-    /// That a row is damaged shows when somebody asks for its blob; until then it counts as here.
+    /// As [`complete`](Self::complete), by the names of the index's rows alone, which are read once where many are asked for and the store
+    /// has up to 200,000 blobs. That a row is damaged shows when somebody asks for its blob alone; until then it counts as here.
     ///
     /// # Errors
     /// As [`complete`](Self::complete).
     pub async fn complete_by_index(&self, hashes: &[Hash]) -> Result<Vec<bool>> {
         self.check_open()?;
-        if hashes.len() >= WORTH_KNOWING {
-            self.inner.core.tables.get_to_know().await?;
-        }
+        self.inner.core.tables.get_to_know(hashes.len()).await?;
         self.are_complete(hashes, true).await
     }
 

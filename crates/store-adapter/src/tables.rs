@@ -4,11 +4,15 @@ use std::{
     collections::{HashMap, HashSet},
     ops::Deref,
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
 use iroh_blobs::Hash;
-use tokio::sync::{RwLock, mpsc, oneshot};
+use tokio::{
+    sync::{RwLock, mpsc, oneshot},
+    time::timeout,
+};
 
 use crate::{
     Error, Result,
@@ -24,6 +28,10 @@ use crate::{
 const MISSES: u32 = 256;
 /// With more blobs than that, the index is asked for each.
 const MOST_KNOWN: usize = 200_000;
+/// So many names of rows are read in about the time of one row.
+const NAMES_PER_ROW: u64 = 16;
+/// How long reading them is waited for.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 pub(crate) const PAGES: u32 = 0;
 
@@ -112,12 +120,19 @@ struct Known {
     /// The beginning of each row's name, and whether it is certain that the index has the row and says that its blob is complete; none
     /// as long as nobody looked, or if there are too many.
     rows: Option<HashMap<u64, bool>>,
-    /// Rows that were found damaged.
-    damaged: HashSet<u64>,
+    /// Rows that were read, and do not say so.
+    doubted: HashSet<u64>,
+    /// They could not be read.
+    in_vain: bool,
     misses: u32,
 }
 
 impl Known {
+    fn says_complete(&self, row: u64) -> bool {
+        let rows = self.rows.as_ref();
+        rows.is_some_and(|rows| rows.get(&row) == Some(&true)) && !self.doubted.contains(&row)
+    }
+
     fn short(row: &[u8]) -> u64 {
         row.first_chunk().copied().map_or(0, u64::from_be_bytes)
     }
@@ -216,17 +231,28 @@ impl Tables {
         if lacks(&lock(&self.known)) {
             return Ok(None);
         }
-        match open.index.entry_at(name).await {
-            Ok(Some(entry)) if entry.hash == *hash.as_bytes() => return Ok(Some(Arc::new(entry))),
-            Ok(_) => {}
+        let read = open.index.entry_at(name).await;
+        let entry = match read {
+            Ok(entry) => entry.filter(|entry| entry.hash == *hash.as_bytes()),
             Err(None) => {
                 tracing::warn!("a row of the store's index is damaged; its blob counts as missing");
-                lock(&self.known).damaged.insert(row);
+                lock(&self.known).doubted.insert(row);
+                None
             }
-            Err(Some(error)) => return Err(error),
-        }
+            Err(Some(error)) => {
+                lock(&self.known).doubted.insert(row);
+                return Err(error);
+            }
+        };
         let misses = {
             let mut known = lock(&self.known);
+            let complete = entry.as_ref().is_some_and(|entry| entry.complete);
+            if !complete && known.says_complete(row) {
+                known.doubted.insert(row);
+            }
+            if let Some(entry) = entry {
+                return Ok(Some(Arc::new(entry)));
+            }
             known.misses += 1;
             known.misses
         };
@@ -242,19 +268,27 @@ impl Tables {
     pub(crate) async fn says_complete(&self, hash: &Hash) -> Result<bool> {
         let open = self.read().await?;
         let row = Known::short(&open.index.row_of(hash.as_bytes()));
-        let known = lock(&self.known);
-        let rows = known.rows.as_ref();
-        let complete = rows.is_some_and(|rows| rows.get(&row) == Some(&true));
-        Ok(complete && !known.damaged.contains(&row))
+        Ok(lock(&self.known).says_complete(row))
     }
 
-    /// Finds out which rows the index has, unless that is known, or there are too many.
-    pub(crate) async fn get_to_know(&self) -> Result<()> {
-        let known = lock(&self.known).rows.is_some();
-        if known || self.totals().blobs > MOST_KNOWN as u64 {
+    /// Finds out which rows the index has, if that is worthwhile for so many blobs. Does not wait long for it.
+    pub(crate) async fn get_to_know(&self, asked: usize) -> Result<()> {
+        let known = {
+            let known = lock(&self.known);
+            known.rows.is_some() || known.in_vain
+        };
+        let rows = self.totals().blobs;
+        if known || rows > MOST_KNOWN as u64 || (asked as u64) < MISSES.into() {
             return Ok(());
         }
-        self.ask(Message::Know).await
+        if (asked as u64).saturating_mul(NAMES_PER_ROW) < rows {
+            return Ok(());
+        }
+        // Whoever writes meanwhile may take long.
+        match timeout(PATIENCE, self.ask(Message::Know)).await {
+            Ok(asked) => asked,
+            Err(_) => Ok(()),
+        }
     }
 
     /// Writes, and gives the entry of a small blob with its place.
@@ -353,7 +387,7 @@ impl Shared {
         let known = &mut *lock(&self.known);
         for (row, complete) in rows {
             if complete {
-                known.damaged.remove(&row);
+                known.doubted.remove(&row);
             }
             if let Some(rows) = &mut known.rows {
                 rows.insert(row, complete);
@@ -370,16 +404,24 @@ impl Shared {
 
     /// Nobody writes meanwhile.
     pub(crate) async fn learn(&self, open: &Open) -> Result<()> {
-        if self.totals().blobs <= MOST_KNOWN as u64 {
-            let rows = open.index.entry_rows().await?;
-            let mut rows: HashMap<u64, bool> =
-                rows.iter().map(|row| (Known::short(row), true)).collect();
-            for row in open.index.partial().await? {
-                rows.insert(Known::short(&row), false);
-            }
-            lock(&self.known).rows = Some(rows);
+        if lock(&self.known).rows.is_some() || self.totals().blobs > MOST_KNOWN as u64 {
+            return Ok(());
         }
+        let read = self.read_names(open).await;
+        let mut known = lock(&self.known);
+        known.in_vain = read.is_err();
+        known.rows = Some(read?);
         Ok(())
+    }
+
+    async fn read_names(&self, open: &Open) -> Result<HashMap<u64, bool>> {
+        let rows = open.index.entry_rows().await?;
+        let mut rows: HashMap<u64, bool> =
+            rows.iter().map(|row| (Known::short(row), true)).collect();
+        for row in open.index.partial().await? {
+            rows.insert(Known::short(&row), false);
+        }
+        Ok(rows)
     }
 
     /// The rows have other names from now on.

@@ -24,6 +24,15 @@ pub(super) enum Step {
     Recorded,
 }
 
+/// What is held with what another device wrote.
+struct Merged {
+    contents: Contents,
+    /// Whether that is all that it wrote.
+    all: bool,
+    /// What was held before, if that changed.
+    before: Option<Held>,
+}
+
 impl Repo {
     /// Changes the contents, and makes the result durable.
     pub(super) async fn change(
@@ -34,14 +43,19 @@ impl Repo {
         let keys = &self.keys()?.entries;
         let _writing = self.writing().await?;
         self.finish_pending().await?;
-        let (mut contents, merged) = self.merged_with_record().await?;
+        let merged = self.merged_with_record().await?;
+        let mut contents = merged.contents.clone();
         change(keys, &mut contents)?;
         contents.expire(self.inner.clock.now());
-        if merged {
-            self.commit(contents).await
+        if merged.all {
+            self.commit(contents).await?;
         } else {
-            self.commit_unmerged(contents).await
+            self.commit_unmerged(contents).await?;
         }
+        if let Some(before) = &merged.before {
+            self.list_replaced(before, &merged.contents).await;
+        }
+        Ok(())
     }
 
     /// Makes contents the held ones, and leaves the record as it is: it names what another device of this member wrote, which is not
@@ -142,15 +156,18 @@ impl Repo {
     }
 
     /// What is held, with what another device of this member has published as far as that is here.
-    /// And whether that was all of it.
-    async fn merged_with_record(&self) -> Result<(Contents, bool)> {
+    async fn merged_with_record(&self) -> Result<Merged> {
         let keys = &self.keys()?.entries;
         let held = self.held().await?;
         let recorded = self.record_hash().await?;
         let Some(recorded) =
             recorded.filter(|root| Some(*root) != held.as_ref().map(|held| held.root))
         else {
-            return Ok((held.map(|held| held.contents).unwrap_or_default(), true));
+            return Ok(Merged {
+                contents: held.map(|held| held.contents).unwrap_or_default(),
+                all: true,
+                before: None,
+            });
         };
         let known = held.as_ref().map(|held| &held.contents);
         match (
@@ -159,14 +176,24 @@ impl Repo {
         ) {
             (Ok(theirs), Some(held)) => {
                 let mut contents = held.contents.clone();
-                if contents.merge_all(keys, &theirs)? {
-                    self.remember_former(&held, &contents).await?;
-                }
-                Ok((contents, true))
+                let changed = contents.merge_all(keys, &theirs)?;
+                Ok(Merged {
+                    contents,
+                    all: true,
+                    before: changed.then_some(held),
+                })
             }
-            (Ok(theirs), None) => Ok((theirs, true)),
+            (Ok(theirs), None) => Ok(Merged {
+                contents: theirs,
+                all: true,
+                before: None,
+            }),
             // Work goes on.
-            (Err(Error::NotHere { .. }), Some(held)) => Ok((held.contents, false)),
+            (Err(Error::NotHere { .. }), Some(held)) => Ok(Merged {
+                contents: held.contents,
+                all: false,
+                before: None,
+            }),
             // Beginning with nothing would publish an empty repo over a full one.
             (Err(error), _) => Err(error),
         }
@@ -210,11 +237,12 @@ impl Repo {
         }
         let mut merged = held.clone().map(|held| held.contents).unwrap_or_default();
         let changed = merged.merge_all(&keys.entries, &theirs)?;
-        if let Some(held) = held.as_ref().filter(|_| changed) {
-            self.remember_former(held, &merged).await?;
-        }
         let recorded = self.record_hash().await?;
-        if !changed && held.is_some_and(|held| recorded == Some(held.root)) {
+        if !changed
+            && held
+                .as_ref()
+                .is_some_and(|held| recorded == Some(held.root))
+        {
             // It says nothing new, and the record says what is held.
             return Ok(());
         }
@@ -225,9 +253,13 @@ impl Repo {
                 root,
                 contents: theirs,
             }));
-            return Ok(());
+        } else {
+            self.commit(merged.clone()).await?;
         }
-        self.commit(merged).await
+        if let Some(before) = held.filter(|_| changed) {
+            self.list_replaced(&before, &merged).await;
+        }
+        Ok(())
     }
 
     async fn record_hash(&self) -> Result<Option<Hash>> {

@@ -232,18 +232,33 @@ async fn two_devices_of_one_member_agree() {
     let there = versions(&on_phone).await;
     let there: Vec<_> = there.iter().map(|(path, _)| path.as_str()).collect();
     assert_eq!(there, ["laptop", "phone", "shared"]);
+    // What this device changes itself is no such version, nor one that is listed already once more.
+    put(&on_phone, "shared", b"changed here").await;
+    on_phone.delete(&path("laptop")).await.unwrap();
+    put(&on_phone, "laptop", b"again").await;
+    assert_eq!(versions(&on_phone).await.len(), 3);
     phone.ctx.store.gc().await.unwrap();
     assert_eq!(versions(&on_phone).await, []);
     check(&on_phone).await;
-    // The names of what was collected go with the next change.
+    assert_eq!(lists(&phone.ctx.store).await, 1);
+    let on_phone = Repo::open(&phone.ctx, &access, keypair.key(), Some(keypair.clone()))
+        .await
+        .unwrap();
+    assert_eq!(lists(&phone.ctx.store).await, 0, "there is nothing to list");
+    let before = on_phone.held_root().await.unwrap().unwrap().hash;
+    bring(&phone.ctx.store, &laptop.ctx.store, before).await;
+    on_laptop.adopt(before).await.unwrap();
     put(&on_laptop, "laptop", b"once more").await;
     let last = on_laptop.held_root().await.unwrap().unwrap().hash;
     bring(&laptop.ctx.store, &phone.ctx.store, last).await;
     on_phone.adopt(last).await.unwrap();
-    assert_eq!(versions(&on_phone).await.len(), 1);
-    assert_eq!(formers(&phone.ctx.store).await, 1);
+    assert_eq!(
+        versions(&on_phone).await,
+        [("laptop".to_owned(), b"again".to_vec())]
+    );
+    assert_eq!(lists(&phone.ctx.store).await, 1);
     on_phone.forget().await.unwrap();
-    assert_eq!(formers(&phone.ctx.store).await, 0);
+    assert_eq!(lists(&phone.ctx.store).await, 0);
     phone.stop().await;
     laptop.stop().await;
 }
@@ -261,7 +276,7 @@ async fn versions(repo: &Repo) -> Vec<(String, Vec<u8>)> {
     versions
 }
 
-async fn formers(store: &VeilidStore) -> usize {
-    let tags = store.tags().list_prefix("repo-former/").await.unwrap();
+async fn lists(store: &VeilidStore) -> usize {
+    let tags = store.tags().list_prefix("repo-replaced/").await.unwrap();
     tags.count().await
 }

@@ -9,7 +9,6 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::super::Now;
-use super::HOLDING;
 use super::size::Sizes;
 
 /// Calls in flight at the start.
@@ -231,9 +230,9 @@ impl Pace {
     }
 
     /// Nothing is expected any more. What there was to fetch until now says nothing about the next time, and of what comes first then those
-    /// calls tell that wait for it.
+    /// calls tell that wait for it; some more, since they may get lost.
     pub fn rest(&mut self) {
-        self.polls = self.polls.min(HOLDING);
+        self.polls = self.polls.min(LEAST);
     }
 
     /// A reply came in time.

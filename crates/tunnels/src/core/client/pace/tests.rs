@@ -64,3 +64,22 @@ fn the_queue_of_a_far_way_is_a_part_of_its_round_trip() {
         assert_eq!(super::queue(MS * base), MS * queue);
     }
 }
+
+#[test]
+fn after_a_rest_few_calls_only_fetch() {
+    let fetching = |rest: bool| {
+        let mut pace = Pace::new(64, 32_768);
+        let calls: Vec<_> = (0..100).map(|n| (MS * n, MS * 40)).collect();
+        run(&mut pace, &calls);
+        pace.heard(60, true);
+        if rest {
+            pace.rest();
+        }
+        while pace.may_poll() {
+            pace.sent(true, MS * 200);
+        }
+        pace.in_flight()
+    };
+    assert!(fetching(false) > 30);
+    assert_eq!(fetching(true), super::LEAST);
+}
