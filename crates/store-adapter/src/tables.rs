@@ -122,7 +122,7 @@ struct Known {
     rows: Option<HashMap<u64, bool>>,
     /// Rows that were read, and do not say so.
     doubted: HashSet<u64>,
-    /// They could not be read.
+    /// The names could not be read.
     in_vain: bool,
     misses: u32,
 }

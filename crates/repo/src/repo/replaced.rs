@@ -1,5 +1,7 @@
 //! What another device of the member replaced, until it is collected.
 
+use std::collections::HashSet;
+
 use iroh_blobs::{Hash, HashAndFormat, api::Tag};
 
 use super::{Held, Repo};
@@ -53,11 +55,14 @@ impl Repo {
         let keys = &self.keys()?.entries;
         let listed = self.listed().await?;
         let mut list = self.still_here(listed.clone()).await?;
-        for entry in before.contents.replaced_in(merged) {
-            let sealed = keys.seal(&Record::File(entry.clone()));
-            list.retain(|(name, _)| *name != sealed);
-            list.push((sealed, *entry.blob.as_bytes()));
-        }
+        let sealed = |entry: &Entry| {
+            let name = keys.seal(&Record::File(entry.clone()));
+            (name, *entry.blob.as_bytes())
+        };
+        let replaced = before.contents.replaced_in(merged).take(MOST);
+        let new: HashSet<Sealed> = replaced.map(sealed).collect();
+        list.retain(|listed| !new.contains(listed));
+        list.extend(new);
         list.drain(..list.len().saturating_sub(MOST));
         match list == listed {
             true => Ok(()),
