@@ -199,7 +199,7 @@ impl Repo {
         if repo.is_writable() {
             let _writing = repo.inner.writing.lock().await;
             repo.finish_pending().await?;
-            repo.prune_replaced().await?;
+            repo.prune_replaced().await;
         }
         Ok(repo)
     }

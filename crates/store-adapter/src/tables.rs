@@ -122,8 +122,8 @@ struct Known {
     rows: Option<HashMap<u64, bool>>,
     /// Rows that were read, and do not say so.
     doubted: HashSet<u64>,
-    /// The names could not be read.
-    in_vain: bool,
+    /// Whether the names were asked for, in vain or not.
+    asked: bool,
     misses: u32,
 }
 
@@ -273,15 +273,18 @@ impl Tables {
 
     /// Finds out which rows the index has, if that is worthwhile for so many blobs. Does not wait long for it.
     pub(crate) async fn get_to_know(&self, asked: usize) -> Result<()> {
-        let known = {
-            let known = lock(&self.known);
-            known.rows.is_some() || known.in_vain
-        };
-        let rows = self.totals().blobs;
-        if known || rows > MOST_KNOWN as u64 || (asked as u64) < MISSES.into() {
+        let (asked, rows) = (asked as u64, self.totals().blobs);
+        if rows > MOST_KNOWN as u64
+            || asked < MISSES.into()
+            || asked.saturating_mul(NAMES_PER_ROW) < rows
+        {
             return Ok(());
         }
-        if (asked as u64).saturating_mul(NAMES_PER_ROW) < rows {
+        let once = {
+            let mut known = lock(&self.known);
+            !std::mem::replace(&mut known.asked, true) && known.rows.is_none()
+        };
+        if !once {
             return Ok(());
         }
         // Whoever writes meanwhile may take long.
@@ -407,10 +410,8 @@ impl Shared {
         if lock(&self.known).rows.is_some() || self.totals().blobs > MOST_KNOWN as u64 {
             return Ok(());
         }
-        let read = self.read_names(open).await;
-        let mut known = lock(&self.known);
-        known.in_vain = read.is_err();
-        known.rows = Some(read?);
+        let rows = self.read_names(open).await?;
+        lock(&self.known).rows = Some(rows);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use dht_records::{Fetch, RootValue};
 use iroh_blobs::Hash;
 
-use super::{Held, Repo};
+use super::{Held, Repo, replaced::Replaced};
 use crate::{
     Error, Result,
     collection::{Contents, EntryKeys, Shape},
@@ -29,8 +29,8 @@ struct Merged {
     contents: Contents,
     /// Whether that is all that it wrote.
     all: bool,
-    /// What was held before, if that changed.
-    before: Option<Held>,
+    /// What it replaces of what is held.
+    replaced: Replaced,
 }
 
 impl Repo {
@@ -43,19 +43,19 @@ impl Repo {
         let keys = &self.keys()?.entries;
         let _writing = self.writing().await?;
         self.finish_pending().await?;
-        let merged = self.merged_with_record().await?;
-        let mut contents = merged.contents.clone();
+        let Merged {
+            mut contents,
+            all,
+            replaced,
+        } = self.merged_with_record().await?;
         change(keys, &mut contents)?;
         contents.expire(self.inner.clock.now());
-        if merged.all {
-            self.commit(contents).await?;
+        self.list_replaced(replaced).await;
+        if all {
+            self.commit(contents).await
         } else {
-            self.commit_unmerged(contents).await?;
+            self.commit_unmerged(contents).await
         }
-        if let Some(before) = &merged.before {
-            self.list_replaced(before, &merged.contents).await;
-        }
-        Ok(())
     }
 
     /// Makes contents the held ones, and leaves the record as it is: it names what another device of this member wrote, which is not
@@ -166,7 +166,7 @@ impl Repo {
             return Ok(Merged {
                 contents: held.map(|held| held.contents).unwrap_or_default(),
                 all: true,
-                before: None,
+                replaced: Replaced::default(),
             });
         };
         let known = held.as_ref().map(|held| &held.contents);
@@ -176,23 +176,23 @@ impl Repo {
         ) {
             (Ok(theirs), Some(held)) => {
                 let mut contents = held.contents.clone();
-                let changed = contents.merge_all(keys, &theirs)?;
+                contents.merge_all(keys, &theirs)?;
                 Ok(Merged {
+                    replaced: self.replaced_by(&held, &contents).await?,
                     contents,
                     all: true,
-                    before: changed.then_some(held),
                 })
             }
             (Ok(theirs), None) => Ok(Merged {
                 contents: theirs,
                 all: true,
-                before: None,
+                replaced: Replaced::default(),
             }),
             // Work goes on.
             (Err(Error::NotHere { .. }), Some(held)) => Ok(Merged {
                 contents: held.contents,
                 all: false,
-                before: None,
+                replaced: Replaced::default(),
             }),
             // Beginning with nothing would publish an empty repo over a full one.
             (Err(error), _) => Err(error),
@@ -246,6 +246,10 @@ impl Repo {
             // It says nothing new, and the record says what is held.
             return Ok(());
         }
+        if let Some(held) = held.filter(|_| changed) {
+            let replaced = self.replaced_by(&held, &merged).await?;
+            self.list_replaced(replaced).await;
+        }
         if merged == theirs && recorded == Some(root) {
             // Nothing of ours is newer, so there is nothing to publish.
             store.set_root(&self.inner.names.held, root).await?;
@@ -253,13 +257,9 @@ impl Repo {
                 root,
                 contents: theirs,
             }));
-        } else {
-            self.commit(merged.clone()).await?;
+            return Ok(());
         }
-        if let Some(before) = held.filter(|_| changed) {
-            self.list_replaced(&before, &merged).await;
-        }
-        Ok(())
+        self.commit(merged).await
     }
 
     async fn record_hash(&self) -> Result<Option<Hash>> {

@@ -16,6 +16,10 @@ const MOST: usize = 1_000;
 /// A version as it stands in the list: sealed as in a shard, with the blob that it links to.
 type Sealed = (String, [u8; 32]);
 
+/// Versions that a merge is about to replace.
+#[derive(Default)]
+pub(super) struct Replaced(Vec<Sealed>);
+
 impl Repo {
     /// Versions of files that this device had, and that a merge with what another of the member's devices wrote replaced or took away, as
     /// far as they are still here: a garbage collection takes them. The last 1,000, by path, the newest first.
@@ -25,9 +29,14 @@ impl Repo {
     /// [`Error::Store`](crate::Error::Store).
     pub async fn replaced(&self) -> Result<Vec<Entry>> {
         let keys = &self.keys()?.entries;
+        let present = self.contents().await?;
+        let list = self.listed().await?.unwrap_or_default();
         let mut replaced = Vec::new();
-        for (name, link) in self.still_here(self.listed().await?).await? {
-            if let Ok(Record::File(entry)) = keys.open(&name, Hash::from_bytes(link)) {
+        for (name, link) in self.still_here(list).await? {
+            if let Ok(Record::File(entry)) = keys.open(&name, Hash::from_bytes(link))
+                // It is written before the merge is, which may not have come about.
+                && present.file(keys, &entry.path).is_none_or(|now| now.blob != entry.blob)
+            {
                 replaced.push(entry);
             }
         }
@@ -43,40 +52,62 @@ impl Repo {
         FileReader::open(&self.inner.store, &self.keys()?.files, entry).await
     }
 
-    /// After a merge took the place of what was held before: lists what is not the present version any more, and forgets what was collected.
-    /// Names blobs and keeps none. If it fails, the merge stands all the same. `writing` has to be held.
-    pub(super) async fn list_replaced(&self, before: &Held, merged: &Contents) {
-        if let Err(error) = self.try_list_replaced(before, merged).await {
+    /// What of the files that are held a merge replaces and is here.
+    pub(super) async fn replaced_by(&self, held: &Held, merged: &Contents) -> Result<Replaced> {
+        let keys = &self.keys()?.entries;
+        let mut entries = held.contents.replaced_in(merged);
+        let mut replaced = Vec::new();
+        while replaced.len() < MOST {
+            let some: Vec<Sealed> = entries
+                .by_ref()
+                .take(MOST)
+                .map(|entry| {
+                    let name = keys.seal(&Record::File(entry.clone()));
+                    (name, *entry.blob.as_bytes())
+                })
+                .collect();
+            if some.is_empty() {
+                break;
+            }
+            replaced.extend(self.still_here(some).await?);
+        }
+        replaced.truncate(MOST);
+        Ok(Replaced(replaced))
+    }
+
+    /// Before a merge takes the place of what is held: lists what it replaces, and forgets what was collected. Names blobs and keeps none. If it
+    /// fails, the merge goes on all the same. `writing` has to be held.
+    pub(super) async fn list_replaced(&self, replaced: Replaced) {
+        if replaced.0.is_empty() {
+            return;
+        }
+        if let Err(error) = self.try_list_replaced(replaced.0).await {
             tracing::warn!(%error, "replaced versions are not listed");
         }
     }
 
-    async fn try_list_replaced(&self, before: &Held, merged: &Contents) -> Result<()> {
-        let keys = &self.keys()?.entries;
-        let listed = self.listed().await?;
-        let mut list = self.still_here(listed.clone()).await?;
-        let sealed = |entry: &Entry| {
-            let name = keys.seal(&Record::File(entry.clone()));
-            (name, *entry.blob.as_bytes())
-        };
-        let replaced = before.contents.replaced_in(merged).take(MOST);
-        let new: HashSet<Sealed> = replaced.map(sealed).collect();
+    async fn try_list_replaced(&self, replaced: Vec<Sealed>) -> Result<()> {
+        let list = self.listed().await?.unwrap_or_default();
+        let mut list = self.still_here(list).await?;
+        let new: HashSet<Sealed> = replaced.into_iter().collect();
         list.retain(|listed| !new.contains(listed));
         list.extend(new);
         list.drain(..list.len().saturating_sub(MOST));
-        match list == listed {
-            true => Ok(()),
-            false => self.set_listed(&list).await,
-        }
+        self.set_listed(&list).await
     }
 
-    /// Forgets what was collected since. `writing` has to be held.
-    pub(super) async fn prune_replaced(&self) -> Result<()> {
-        let listed = self.listed().await?;
-        let list = self.still_here(listed.clone()).await?;
-        match list == listed {
-            true => Ok(()),
-            false => self.set_listed(&list).await,
+    /// Forgets what was collected since; without that it is only longer. `writing` has to be held.
+    pub(super) async fn prune_replaced(&self) {
+        let pruned = async {
+            let listed = self.listed().await?;
+            let list = self.still_here(listed.clone().unwrap_or_default()).await?;
+            match listed {
+                Some(listed) if listed == list => Ok(()),
+                _ => self.set_listed(&list).await,
+            }
+        };
+        if let Err(error) = pruned.await {
+            tracing::warn!(%error, "the list of replaced versions is not put in order");
         }
     }
 
@@ -84,23 +115,24 @@ impl Repo {
         self.set_listed(&[]).await
     }
 
-    async fn listed(&self) -> Result<Vec<Sealed>> {
+    /// The list, as it was written; none if it is damaged or gone.
+    async fn listed(&self) -> Result<Option<Vec<Sealed>>> {
         let store = &self.inner.store;
         let tag = store.tags().get(self.replaced_tag()).await;
         let Some(tag) = tag.map_err(blobs)? else {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
         };
-        let list = match store.get_bytes(tag.hash).await {
-            Ok(bytes) => postcard::from_bytes(&bytes).ok(),
-            Err(error) => {
-                tracing::debug!(%error, "a list of replaced versions cannot be read");
-                None
+        let list = match store.has(tag.hash).await.map_err(blobs)? {
+            true => {
+                let bytes = store.get_bytes(tag.hash).await.map_err(blobs)?;
+                postcard::from_bytes(&bytes).ok()
             }
+            false => None,
         };
         if list.is_none() {
             tracing::warn!("which versions were replaced is not known any more");
         }
-        Ok(list.unwrap_or_default())
+        Ok(list)
     }
 
     async fn still_here(&self, list: Vec<Sealed>) -> Result<Vec<Sealed>> {
