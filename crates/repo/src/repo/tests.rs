@@ -53,6 +53,19 @@ async fn names(repo: &Repo) -> Vec<String> {
         .collect()
 }
 
+/// The replaced versions of files, with what they hold.
+async fn versions(repo: &Repo) -> Vec<(String, Vec<u8>)> {
+    let mut versions = Vec::new();
+    for entry in repo.replaced().await.unwrap() {
+        let path = entry.path.to_string();
+        let mut bytes = Vec::new();
+        let mut reader = repo.read_version(entry).await.unwrap();
+        reader.read_to_end(&mut bytes).await.unwrap();
+        versions.push((path, bytes));
+    }
+    versions
+}
+
 /// What must hold between any two calls.
 async fn check(repo: &Repo) {
     let held = repo.held_root().await.unwrap().unwrap();

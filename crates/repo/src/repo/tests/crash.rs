@@ -75,6 +75,53 @@ impl fmt::Display for Step {
 }
 
 #[tokio::test]
+async fn a_merge_that_ends_anywhere_lists_what_it_replaces() {
+    let (phone, laptop) = (Device::start().await, Device::start().await);
+    let access = group();
+    let (on_phone, keypair) = Repo::create(&phone.ctx, &access, "r").await.unwrap();
+    put(&on_phone, "shared", b"first").await;
+    let open = async |device: &Device| {
+        Repo::open(&device.ctx, &access, keypair.key(), Some(keypair.clone()))
+            .await
+            .unwrap()
+    };
+    let on_laptop = open(&laptop).await;
+    let held = async |repo: &Repo| repo.held_root().await.unwrap().unwrap().hash;
+    for step in [Step::Root, Step::Pending, Step::Held, Step::Recorded] {
+        let on_phone = open(&phone).await;
+        let root = held(&on_phone).await;
+        bring(&phone.ctx.store, &laptop.ctx.store, root).await;
+        on_laptop.adopt(root).await.unwrap();
+        let ours = format!("of the phone, {step:?}").into_bytes();
+        put(&on_phone, "shared", &ours).await;
+        put(&on_phone, "own", &ours).await;
+        for _ in 0..3 {
+            put(&on_laptop, "shared", step.to_string().as_bytes()).await;
+        }
+        let theirs = held(&on_laptop).await;
+        bring(&laptop.ctx.store, &phone.ctx.store, theirs).await;
+        *on_phone.inner.fail_at.lock().unwrap() = Some(step);
+        assert!(on_phone.adopt(theirs).await.is_err(), "{step:?}");
+        drop(on_phone);
+
+        let on_phone = open(&phone).await;
+        let is_listed = async || {
+            let version = ("shared".to_owned(), ours.clone());
+            versions(&on_phone).await.contains(&version)
+        };
+        let is_merged = get(&on_phone, "shared").await != ours;
+        assert_eq!(is_merged, step != Step::Root, "{step:?}");
+        assert_eq!(is_listed().await, is_merged, "{step:?}");
+        on_phone.adopt(theirs).await.unwrap();
+        check(&on_phone).await;
+        assert_eq!(get(&on_phone, "own").await, ours);
+        assert!(is_listed().await, "{step:?}");
+    }
+    phone.stop().await;
+    laptop.stop().await;
+}
+
+#[tokio::test]
 async fn concurrent_writes_all_arrive_and_dropped_ones_do_not_matter() {
     let device = Device::start().await;
     let (repo, _) = Repo::create(&device.ctx, &group(), "r").await.unwrap();

@@ -263,19 +263,6 @@ async fn two_devices_of_one_member_agree() {
     laptop.stop().await;
 }
 
-/// The replaced versions of files, with what they hold.
-async fn versions(repo: &Repo) -> Vec<(String, Vec<u8>)> {
-    let mut versions = Vec::new();
-    for entry in repo.replaced().await.unwrap() {
-        let path = entry.path.to_string();
-        let mut bytes = Vec::new();
-        let mut reader = repo.read_version(entry).await.unwrap();
-        reader.read_to_end(&mut bytes).await.unwrap();
-        versions.push((path, bytes));
-    }
-    versions
-}
-
 async fn lists(store: &VeilidStore) -> usize {
     let tags = store.tags().list_prefix("repo-replaced/").await.unwrap();
     tags.count().await
