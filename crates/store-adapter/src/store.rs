@@ -507,7 +507,8 @@ impl VeilidStore {
     /// Reads every blob and verifies it against its hash. What is damaged counts as missing afterwards.
     ///
     /// # Errors
-    /// [`Error::Closed`], [`Error::Io`] and [`Error::Blobs`] if the disk cannot be read at all.
+    /// [`Error::Closed`], [`Error::Io`], [`Error::Damaged`] and [`Error::Blobs`] if the disk, or the names of the index's rows, cannot be
+    /// read at all.
     pub async fn verify(
         &self,
         mut progress: impl FnMut(VerifyProgress) + Send,

@@ -178,7 +178,7 @@ impl Repo {
                 let mut contents = held.contents.clone();
                 contents.merge_all(keys, &theirs)?;
                 Ok(Merged {
-                    replaced: self.replaced_by(&held, &contents).await?,
+                    replaced: self.replaced_by(&held, &contents).await,
                     contents,
                     all: true,
                 })
@@ -247,7 +247,7 @@ impl Repo {
             return Ok(());
         }
         if let Some(held) = held.filter(|_| changed) {
-            let replaced = self.replaced_by(&held, &merged).await?;
+            let replaced = self.replaced_by(&held, &merged).await;
             self.list_replaced(replaced).await;
         }
         if merged == theirs && recorded == Some(root) {

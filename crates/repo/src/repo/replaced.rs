@@ -52,8 +52,19 @@ impl Repo {
         FileReader::open(&self.inner.store, &self.keys()?.files, entry).await
     }
 
-    /// What of the files that are held a merge replaces and is here.
-    pub(super) async fn replaced_by(&self, held: &Held, merged: &Contents) -> Result<Replaced> {
+    /// What of the files that are held a merge replaces and is here. Nothing if that cannot be told: a row that cannot be read must not
+    /// hold up a change.
+    pub(super) async fn replaced_by(&self, held: &Held, merged: &Contents) -> Replaced {
+        match self.try_replaced_by(held, merged).await {
+            Ok(replaced) => Replaced(replaced),
+            Err(error) => {
+                tracing::warn!(%error, "which versions are replaced cannot be told");
+                Replaced::default()
+            }
+        }
+    }
+
+    async fn try_replaced_by(&self, held: &Held, merged: &Contents) -> Result<Vec<Sealed>> {
         let keys = &self.keys()?.entries;
         let mut entries = held.contents.replaced_in(merged);
         let mut replaced = Vec::new();
@@ -72,7 +83,7 @@ impl Repo {
             replaced.extend(self.still_here(some).await?);
         }
         replaced.truncate(MOST);
-        Ok(Replaced(replaced))
+        Ok(replaced)
     }
 
     /// Before a merge takes the place of what is held: lists what it replaces, and forgets what was collected. Names blobs and keeps none. If it
