@@ -7,7 +7,7 @@ use std::{
 };
 
 use dht_records::{Fetch, SLOTS, SlotIndex, SlotRoot, SlotValue};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::{
     Error, Group, GroupEvent, Result,
@@ -18,8 +18,6 @@ use crate::{
 
 /// A healthy group looks after itself so often even when nothing seems to change.
 const ROUND: Duration = Duration::from_secs(300);
-/// What another device of this member wrote and nobody can give holds up what this one publishes for so long.
-const OVERRULE: Duration = Duration::from_secs(600);
 /// How often a slot is sought anew when others took it first.
 const RACES: usize = 16;
 
@@ -33,6 +31,9 @@ pub enum Unpublished {
     Member,
     /// What this member archived or deleted.
     Files,
+    /// What another device of this member wrote, and nobody who is there has. Until it is here and merged, none of this device's files
+    /// are published, unless [`Group::overrule`] says so.
+    Merge,
     /// This member's slot: the others cannot see the newest of the above, or not this member at all.
     Slot,
     /// The route by which this device can be reached.
@@ -46,6 +47,7 @@ impl Unpublished {
             Self::Group => "group",
             Self::Member => "member",
             Self::Files => "files",
+            Self::Merge => "merge",
             Self::Slot => "slot",
             Self::Tunnel => "tunnel",
         }
@@ -112,7 +114,7 @@ impl Group {
         }
         if let Some(own) = inner.own.as_ref().filter(|_| !inner.has_left()) {
             if own.repo.unmerged().await?.is_some() {
-                out.insert(Unpublished::Files);
+                out.extend([Unpublished::Files, Unpublished::Merge]);
             }
             let edits = inner.edits.lock().await.edits.clone();
             if edits.in_group() {
@@ -150,6 +152,22 @@ impl Group {
         Ok(slot.is_none_or(|known| known.root.map(|root| root.hash) != root))
     }
 
+    /// Publishes what this device holds without what another device of this member wrote and nobody can give: [`Unpublished::Merge`].
+    /// Files that only the other device's list names are gone for all members then, unless that device comes back, which merges the two.
+    /// So this is for a device that is lost, and nothing does it unasked. Whether there was anything to overrule.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`], [`Error::Left`]; those of the local disk.
+    pub async fn overrule(&self) -> Result<bool> {
+        let own = self.inner.writer()?;
+        if own.repo.unmerged().await?.is_none() {
+            return Ok(false);
+        }
+        own.repo.overrule().await?;
+        self.inner.changed();
+        Ok(true)
+    }
+
     /// Waits until everything that was written before the call is published.
     ///
     /// # Errors
@@ -182,14 +200,13 @@ impl Group {
 pub(crate) async fn keep_published(group: &Group) {
     let inner = &group.inner;
     let mut pause = PAUSE;
-    let mut unmerged = None;
     loop {
         if online(group).await.is_err() {
             return;
         }
         let target = *inner.changes.borrow();
         inner.publishing.send_modify(Publishing::begin);
-        match publish(group, &mut unmerged).await {
+        match publish(group).await {
             Ok(()) => {
                 pause = PAUSE;
                 inner.publishing.send_modify(|now| now.reached(target));
@@ -217,38 +234,28 @@ pub(crate) async fn keep_published(group: &Group) {
     }
 }
 
-async fn publish(group: &Group, since: &mut Option<Instant>) -> Result<()> {
+async fn publish(group: &Group) -> Result<()> {
     let inner = &group.inner;
     let own = match inner.writer() {
         Err(Error::ReadOnly) => return Ok(()),
         own => own?,
     };
-    merge(group, own, since).await?;
+    merge(group, own).await?;
     // Before anybody learns of a root, it is served.
     group.refresh_reach(&own.repo).await?;
     let edited = group.publish_records(own).await?;
     // Another device of this member may have been first.
-    merge(group, own, since).await?;
+    merge(group, own).await?;
     advertise(group, own).await?;
     edited.map_or(Ok(()), Err)
 }
 
-/// Merges what this member's other devices published. What cannot be had for long is overruled: whoever wrote it merges when they are
-/// back.
-async fn merge(group: &Group, own: &Own, since: &mut Option<Instant>) -> Result<()> {
+/// Merges what this member's other devices published. What cannot be had holds up everything else: publishing without it would take
+/// those files out of the archive.
+async fn merge(group: &Group, own: &Own) -> Result<()> {
     while own.repo.unmerged().await?.is_some() {
-        let Err(error) = group.sync_collection(own.repo.public_key()).await else {
-            *since = None;
-            continue;
-        };
-        let waited = since.get_or_insert_with(Instant::now).elapsed();
-        if waited < OVERRULE {
-            return Err(error);
-        }
-        tracing::warn!(%error, "what another device of this member wrote cannot be had, and is overruled");
-        own.repo.overrule().await?;
+        group.sync_collection(own.repo.public_key()).await?;
     }
-    *since = None;
     Ok(())
 }
 

@@ -58,6 +58,15 @@ impl Backend {
         state.save_group(&remembered).await
     }
 
+    /// Publishes what this device holds without what another device of this member wrote and nobody can give, as
+    /// [`Group::overrule`] says. Whether there was anything to overrule.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`]; those of [`Group::overrule`] within [`Error::Group`].
+    pub async fn overrule(&self, id: &GroupId) -> Result<bool> {
+        Ok(self.group(id)?.overrule().await?)
+    }
+
     /// Leaves a group, with all devices of this member: takes everything away that this device keeps of it, blobs that no other group
     /// needs included, and tells the others, for at most `limit`. Gives whether the others were told. If not, that is tried again
     /// until it works, also after restarts, and the keys stay here until then; nothing else does. Dropping the future calls nothing off.

@@ -298,6 +298,15 @@ pub enum GroupCommand {
         #[arg(value_name = "NAME|KEY")]
         to: String,
     },
+    /// Publish this device's files without what another device of yours wrote
+    ///
+    /// For a second device that is lost, and whose list of files nobody has: `save group list` then says that "merge" is not published. Files
+    /// that only that list names go from everybody's devices, unless that device comes back.
+    Overrule {
+        /// Really do it
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 /// The arguments of `group link`.
@@ -498,6 +507,7 @@ mod tests {
             "save group moved",
             "save group moved --follow",
             "save group copy New",
+            "save group overrule --yes",
             "save group link --qr --label Ben --expires 7d",
             "save group link --png link.png --force",
             "save members --refresh",

@@ -238,6 +238,16 @@ async fn prepare(common: &Common, command: Command, printer: &mut Printer) -> Re
         Command::Group(GroupCommand::Copy { to }) => {
             request.operation = Operation::Copy { group, to };
         }
+        Command::Group(GroupCommand::Overrule { yes: false }) => {
+            return Err(Error::Usage(
+                "files that only your other device's list names may go for good: say --yes if that is what you want"
+                    .to_owned(),
+            ));
+        }
+        Command::Group(GroupCommand::Overrule { yes: true }) => {
+            request.operation = Operation::Overrule { group };
+            request.head = GROUPS;
+        }
         Command::Members { refresh } => {
             request.operation = Operation::Members { group, refresh };
             request.head = MEMBERS;

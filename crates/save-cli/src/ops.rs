@@ -97,6 +97,11 @@ pub enum Operation {
         /// Into which.
         to: String,
     },
+    /// Publishing without what another device of this member wrote.
+    Overrule {
+        /// Which group.
+        group: Option<String>,
+    },
     /// The members of a group.
     Members {
         /// Which group.
@@ -301,6 +306,7 @@ async fn perform(device: &Device, call: Call, output: &Output, limit: Duration) 
         }
         Operation::Moved { group, follow } => context.moved(group.as_deref(), follow).await,
         Operation::Copy { group, to } => context.copy(group.as_deref(), &to).await,
+        Operation::Overrule { group } => context.overrule(group.as_deref()).await,
         Operation::Members { group, refresh } => context.members(group.as_deref(), refresh).await,
         Operation::Put { group, files } => context.put(group.as_deref(), files).await,
         Operation::List { group, refresh } => context.list(group.as_deref(), refresh).await,

@@ -14,7 +14,7 @@ use crate::items::{Activity, Item};
 use crate::ops::Operation;
 
 /// The version of what is described here; both sides have to have the same.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 /// The largest payload: a request that names some 50,000 files.
 pub const MAX_PAYLOAD: usize = 16 * 1024 * 1024;
 /// The largest payload of [`Frame::Data`] that this version sends.

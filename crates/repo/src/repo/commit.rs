@@ -93,8 +93,8 @@ impl Repo {
             .filter(|recorded| Some(*recorded) != held))
     }
 
-    /// Publishes what is held here without what another device of this member wrote, for where that cannot be had: that device merges
-    /// the two when it comes back.
+    /// Publishes what is held here, nothing included, without what another device of this member wrote, for where that device is lost
+    /// and nobody has its list. If it comes back, it merges the two.
     ///
     /// # Errors
     /// As [`write`](Self::write).

@@ -20,6 +20,17 @@ impl Context<'_> {
         self.publication(&id).await
     }
 
+    pub(super) async fn overrule(&self, group: Option<&str>) -> Result<()> {
+        let id = self.group(group).await?;
+        if !self.backend.overrule(&id).await? {
+            return Err(Error::Usage(
+                "there is nothing to overrule: no other device's list is missing here".to_owned(),
+            ));
+        }
+        self.show(&id).await?;
+        self.publication(&id).await
+    }
+
     pub(super) async fn leave(&self, group: Option<&str>, this_device: bool) -> Result<()> {
         let id = self.group(group).await?;
         let told = if this_device {
