@@ -1,10 +1,9 @@
 //! Who is in the group, as its slots tell it.
 
-use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use dht_records::{DeviceId, Fetch, GroupAccess, GroupMetadata, SlotIndex, SlotRoot, SlotValue};
 use futures::{StreamExt, stream::FuturesUnordered};
-use iroh_blobs::Hash;
 use repo::Repo;
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -469,14 +468,12 @@ impl Group {
         if self.inner.reach.is_at(&name, &root.hash) {
             return Ok(());
         }
-        let mut free: HashSet<Hash> = repo.reachable().await?.into_iter().collect();
-        let mut files = HashSet::new();
+        let mut free = repo.reachable().await?;
+        let mut files = Vec::new();
         if !repo.is_writable() {
             // Lists open only under this group's keys, but anybody can name any file in theirs.
-            for blob in repo.blobs().await? {
-                free.remove(&blob);
-                files.insert(blob);
-            }
+            files = repo.blobs().await?;
+            free.retain(|blob| files.binary_search(blob).is_err());
         }
         self.inner.reach.set(&name, root.hash, free, files);
         Ok(())

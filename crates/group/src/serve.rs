@@ -1,7 +1,7 @@
 //! Answering the other members: what is here, and the blobs themselves.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
@@ -63,16 +63,38 @@ impl Default for Serving {
 struct Reached {
     root: Hash,
     /// What may be told of if it is here.
-    free: HashSet<Hash>,
+    free: Sorted,
     /// What may be told of only if it was obtained in this group.
-    files: HashSet<Hash>,
+    files: Sorted,
+}
+
+/// Hashes in order: there may be hundreds of thousands, and a set would take half as much again, for a moment several times that.
+#[derive(Debug)]
+struct Sorted(Vec<Hash>);
+
+impl Sorted {
+    fn new(mut hashes: Vec<Hash>) -> Self {
+        hashes.sort_unstable();
+        hashes.dedup();
+        hashes.shrink_to_fit();
+        Self(hashes)
+    }
+
+    fn contains(&self, hash: &Hash) -> bool {
+        self.0.binary_search(hash).is_ok()
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Hash) -> bool) {
+        self.0.retain(keep);
+        self.0.shrink_to_fit();
+    }
 }
 
 /// The blobs that the members of one group may be told of: what its repos' roots reach, and nothing else. Of the files of other
 /// members only what was obtained in this group, since anybody can name any hash.
 #[derive(Debug, Default)]
 pub(crate) struct Reach {
-    /// For each repo its current root and the one before, since somebody may be in the middle of fetching that.
+    /// For each repo its current root, and what only the one before reaches, since somebody may be in the middle of fetching that.
     by_repo: RwLock<HashMap<String, Vec<Reached>>>,
     held: Arc<Held>,
 }
@@ -90,12 +112,16 @@ impl Reach {
     }
 
     /// Replaces what the repo named `repo` reaches: `free` is what was checked or made here, `files` what only was named.
-    pub(crate) fn set(&self, repo: &str, root: Hash, free: HashSet<Hash>, files: HashSet<Hash>) {
+    pub(crate) fn set(&self, repo: &str, root: Hash, free: Vec<Hash>, files: Vec<Hash>) {
+        let (free, files) = (Sorted::new(free), Sorted::new(files));
         let mut by_repo = self.by_repo.write().unwrap_or_else(PoisonError::into_inner);
         let roots = by_repo.entry(repo.to_owned()).or_default();
-        roots.retain(|known| known.root != root);
+        roots.truncate(1);
+        for before in roots.iter_mut() {
+            before.free.retain(|hash| !free.contains(hash));
+            before.files.retain(|hash| !files.contains(hash));
+        }
         roots.insert(0, Reached { root, free, files });
-        roots.truncate(2);
     }
 
     /// What the repo named `repo` reaches is told to nobody any more.
@@ -388,22 +414,30 @@ mod tests {
 
     use super::*;
 
-    fn set(hashes: &[Hash]) -> HashSet<Hash> {
-        hashes.iter().copied().collect()
-    }
-
     #[test]
     fn a_file_that_was_only_named_is_not_told_of() {
         let held = Arc::new(Held::default());
         let reach = Reach::new(held.clone());
         let [root, list, file, other] = [b"root", b"list", b"file", b"oth."].map(Hash::new);
-        reach.set("ben", root, set(&[root, list]), set(&[file]));
+        reach.set("ben", root, vec![root, list], vec![file]);
         assert!(reach.contains(&root) && reach.contains(&list));
         assert!(!reach.contains(&file) && reach.names(&file));
         held.obtained(file);
         held.obtained(other);
         assert!(reach.contains(&file));
         assert!(!reach.contains(&other), "no root reaches it any more");
+    }
+
+    #[test]
+    fn the_root_before_is_still_served_and_none_before_that() {
+        let reach = Reach::default();
+        let hashes: Vec<Hash> = (0..6_u8).map(|n| Hash::new([n])).collect();
+        for (root, both) in hashes.iter().zip(hashes.windows(2)) {
+            reach.set("me", *root, both.to_vec(), Vec::new());
+        }
+        // The last root is that of 4 and 5, the one before of 3 and 4.
+        let reached: Vec<bool> = hashes.iter().map(|hash| reach.contains(hash)).collect();
+        assert_eq!(reached, [false, false, false, true, true, true]);
     }
 
     #[tokio::test]
@@ -417,7 +451,7 @@ mod tests {
         let sequence = bytes::Bytes::from(sequence);
         let sequence = store.add_bytes(sequence).await.unwrap().hash;
         let reach = Reach::default();
-        reach.set("me", sequence, set(&[sequence, mine]), set(&[foreign]));
+        reach.set("me", sequence, vec![sequence, mine], vec![foreign]);
         let allowed = async |request: GetRequest| get_allowed(&request, &store, &reach).await;
         assert!(allowed(GetRequest::blob(sequence)).await);
         assert!(allowed(GetRequest::blob(mine)).await);
