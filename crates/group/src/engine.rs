@@ -131,6 +131,7 @@ impl Ticket {
             reporter.state(FetchState::Stored);
             return Ok(());
         };
+        reporter.state(FetchState::Queued);
         loop {
             let now = progress.borrow_and_update().clone();
             if let Some(failure) = now.failure {

@@ -39,7 +39,8 @@ pub type OnProgress = Arc<dyn Fn(FetchProgress) + Send + Sync>;
 pub(crate) struct Reporter {
     done: AtomicU64,
     total: Option<u64>,
-    state: Mutex<FetchState>,
+    /// What was reported last.
+    state: Mutex<Option<FetchState>>,
     report: Option<OnProgress>,
 }
 
@@ -49,7 +50,7 @@ impl Reporter {
         Self {
             done: AtomicU64::new(done),
             total,
-            state: Mutex::new(FetchState::Queued),
+            state: Mutex::new(None),
             report,
         }
     }
@@ -63,10 +64,9 @@ impl Reporter {
     pub(crate) fn state(&self, state: FetchState) {
         {
             let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            if *current == state {
+            if current.replace(state) == Some(state) {
                 return;
             }
-            *current = state;
         }
         self.emit();
     }
@@ -81,8 +81,9 @@ impl Reporter {
     fn emit(&self) {
         let Some(report) = &self.report else { return };
         let done = self.done.load(Ordering::Relaxed);
+        let state = *self.state.lock().unwrap_or_else(PoisonError::into_inner);
         report(FetchProgress {
-            state: *self.state.lock().unwrap_or_else(PoisonError::into_inner),
+            state: state.unwrap_or(FetchState::Queued),
             // A piece asked twice near the end can count twice.
             bytes_done: self.total.map_or(done, |total| done.min(total)),
             bytes_total: self.total,

@@ -591,7 +591,8 @@ impl Scheduler {
         blob.todo = missing;
         // It may have been a lie.
         blob.claimed = None;
-        blob.state = FetchState::Fetching;
+        blob.state = FetchState::Finding;
+        self.events.push(Event::State(hash, FetchState::Finding));
     }
 
     fn check_if_all_came(&mut self, hash: Hash) {

@@ -131,6 +131,7 @@ impl Driver<'_> {
             }
             let (first, last) = state.scheduler.stuck(now);
             if !first.is_empty() {
+                state.scheduler.finding(&first);
                 self.look_for_everybody(first);
             }
             for hash in last {

@@ -1,6 +1,6 @@
 //! One request to one holder: iroh-blobs' get protocol, verified on arrival, into the store.
 
-use std::{io, num::NonZeroU64, sync::Arc, time::Duration};
+use std::{io, mem, num::NonZeroU64, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use bao_tree::{
     BaoTree,
@@ -9,9 +9,13 @@ use bao_tree::{
         fsm::{ResponseDecoder, ResponseDecoderNext},
     },
 };
+use futures::poll;
 use iroh_blobs::{
     Hash,
-    api::{Store, blobs::BlobStatus},
+    api::{
+        Store,
+        blobs::{BlobStatus, ImportBaoHandle},
+    },
     hashseq::HashSeq,
     protocol::{
         ChunkRanges, ChunkRangesExt, ERR_INTERNAL, ERR_LIMIT, ERR_PERMISSION, GetManyRequest,
@@ -20,7 +24,7 @@ use iroh_blobs::{
     store::IROH_BLOCK_SIZE,
     util::{RecvStream, RecvStreamAsyncStreamReader},
 };
-use tokio::time::Instant;
+use tokio::{task::JoinHandle, time::Instant};
 
 use super::Engine;
 use crate::{
@@ -34,8 +38,10 @@ use crate::{
 
 /// Chunk groups on their way to the store, for one stream.
 const ON_THE_WAY: usize = 16;
+/// What came together goes to the store together, up to so many bytes.
+const TOGETHER: u64 = 64 * 1024;
 /// Of a larger blob it is written down at once that it was obtained in this group, in bytes; of others when they are complete.
-const WORTH_A_MARK: u64 = 1024 * 1024;
+const WORTH_A_MARK: u64 = 256 * 1024;
 /// How often a stream is said to be alive that brings bytes, but nothing whole yet.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// The longest description of what a holder has, in bytes.
@@ -87,7 +93,7 @@ pub(super) async fn run(inner: Arc<Inner>, engine: Arc<Engine>, peer: Arc<Peer>,
 }
 
 struct Job<'a> {
-    inner: &'a Inner,
+    inner: &'a Arc<Inner>,
     engine: &'a Arc<Engine>,
     peer: &'a Peer,
     start: &'a Start,
@@ -231,46 +237,118 @@ impl Job<'_> {
         let tree = BaoTree::new(got, IROH_BLOCK_SIZE);
         let stream = RecvStreamAsyncStreamReader::new(reader);
         let mut decoder = ResponseDecoder::new(hash.into(), ranges, tree, stream);
-        let mut any = false;
+        let mut arrived = Arrived {
+            job: self,
+            import,
+            hash,
+            of,
+            size: got,
+            items: Vec::new(),
+            bytes: 0,
+            any: false,
+            marking: None,
+        };
         let received = loop {
-            match decoder.next().await {
+            let mut next = pin!(decoder.next());
+            let next = match poll!(next.as_mut()) {
+                Poll::Ready(next) => next,
+                // What came together is handed on together: each hand-over wakes the store, and whoever waits.
+                Poll::Pending => {
+                    if let Err(failure) = arrived.hand_over().await {
+                        break Err(failure);
+                    }
+                    next.await
+                }
+            };
+            match next {
                 ResponseDecoderNext::Done(stream) => break Ok(stream.into_inner()),
-                ResponseDecoderNext::More((rest, item)) => {
+                ResponseDecoderNext::More((rest, Ok(item))) => {
                     decoder = rest;
-                    let item = match item {
-                        Ok(item) => item,
-                        Err(error) => break Err(Failure::decoding(&error, any)),
-                    };
-                    let bytes = match &item {
-                        BaoContentItem::Leaf(leaf) => leaf.data.len() as u64,
-                        BaoContentItem::Parent(_) => 0,
-                    };
-                    if import.tx.send(item).await.is_err() {
-                        break Err(Failure::store(broken()));
+                    if arrived.push(item)
+                        && let Err(failure) = arrived.hand_over().await
+                    {
+                        break Err(failure);
                     }
-                    if bytes > 0 {
-                        if !any {
-                            any = true;
-                            // Whoever sends a true byte of it has it.
-                            self.inner.held.obtained(hash);
-                            if got > WORTH_A_MARK {
-                                // Without the mark, all of it would be fetched once more after a crash.
-                                let written = self.inner.held.write(&self.inner.ledger).await;
-                                written.map_err(Failure::Store)?;
-                            }
-                        }
-                        self.engine.came(self.start.task, of, bytes);
-                    }
+                }
+                ResponseDecoderNext::More((_, Err(error))) => {
+                    break Err(Failure::decoding(&error, arrived.any()));
                 }
             }
         };
-        drop(import.tx);
+        let received = match arrived.hand_over().await {
+            Ok(()) => received,
+            Err(failure) => received.and(Err(failure)),
+        };
         // What came is written down, also where it broke off.
-        match import.rx.await {
-            Ok(Ok(())) => received,
-            Ok(Err(error)) => Err(Failure::store(error)),
-            Err(_) => Err(Failure::store(broken())),
+        arrived.end().await?;
+        received
+    }
+}
+
+/// What came of a blob and is verified, and is not in the store's hands yet.
+struct Arrived<'a> {
+    job: &'a Job<'a>,
+    import: ImportBaoHandle,
+    hash: Hash,
+    of: Hash,
+    size: u64,
+    items: Vec<BaoContentItem>,
+    /// Those of the items.
+    bytes: u64,
+    /// Whether one with bytes was handed over.
+    any: bool,
+    /// Writes down that the blob was obtained, while more comes.
+    marking: Option<JoinHandle<Result<(), Error>>>,
+}
+
+impl Arrived<'_> {
+    /// Takes one more; whether it is time to hand over.
+    fn push(&mut self, item: BaoContentItem) -> bool {
+        if let BaoContentItem::Leaf(leaf) = &item {
+            self.bytes += leaf.data.len() as u64;
         }
+        self.items.push(item);
+        self.bytes >= TOGETHER
+    }
+
+    async fn hand_over(&mut self) -> Result<(), Failure> {
+        let bytes = mem::take(&mut self.bytes);
+        for item in self.items.drain(..) {
+            if self.import.tx.send(item).await.is_err() {
+                return Err(Failure::store(broken()));
+            }
+        }
+        if bytes == 0 {
+            return Ok(());
+        }
+        if !mem::replace(&mut self.any, true) {
+            let inner = self.job.inner.clone();
+            // Whoever sends a true byte of it has it.
+            inner.held.obtained(self.hash);
+            if self.size > WORTH_A_MARK {
+                // Without the mark, all of it would be fetched once more after a crash.
+                let write = async move { inner.held.write(&inner.ledger).await };
+                self.marking = Some(tokio::spawn(write));
+            }
+        }
+        self.job.engine.came(self.job.start.task, self.of, bytes);
+        Ok(())
+    }
+
+    /// Whether a byte of it came.
+    fn any(&self) -> bool {
+        self.any || self.bytes > 0
+    }
+
+    /// Waits until what was handed over is in the store.
+    async fn end(self) -> Result<(), Failure> {
+        drop(self.import.tx);
+        let stored = self.import.rx.await.map_err(|_| Failure::store(broken()));
+        if let Some(marking) = self.marking {
+            let marked = marking.await.map_err(Failure::store)?;
+            marked.map_err(Failure::Store)?;
+        }
+        stored?.map_err(Failure::store)
     }
 }
 

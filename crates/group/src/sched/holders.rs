@@ -261,6 +261,15 @@ impl Scheduler {
         (first, last)
     }
 
+    /// Somebody who has these blobs is looked for.
+    pub(crate) fn finding(&mut self, hashes: &[Hash]) {
+        for hash in hashes {
+            for from in [FetchState::Queued, FetchState::Fetching] {
+                self.set_state(*hash, from, FetchState::Finding);
+            }
+        }
+    }
+
     /// Everybody was looked for anew: forgets for these blobs who does not have them, and who is left alone for anything but a lie.
     pub(crate) fn try_all(&mut self, hashes: &[Hash]) {
         for hash in hashes {

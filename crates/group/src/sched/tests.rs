@@ -107,6 +107,29 @@ fn all_die_and_it_is_said() {
     );
 }
 
+/// In the order in which it happens, also where it goes back.
+#[test]
+fn what_is_told_of_a_blob_is_true() {
+    use FetchState::{Fetching, Finding, Stored, Verifying};
+    let mut dead = Real::new(5e6, 20);
+    dead.dies = Some(Duration::from_secs(1));
+    let mut world = World::new(vec![dead]);
+    let film = world.want("film", 40 * MIB);
+    world.run(Duration::from_secs(200));
+    // They are all gone, and looked for.
+    let told = [Finding, Fetching, Finding];
+    assert_eq!(world.states, told.map(|state| (film, state)));
+
+    let mut world = World::new(vec![Real::new(5e6, 20)]);
+    let film = world.want("film", 4 * MIB);
+    world.forgets = true;
+    world.run(Duration::from_secs(60));
+    let told = [
+        Finding, Fetching, Verifying, Finding, Fetching, Verifying, Stored,
+    ];
+    assert_eq!(world.states, told.map(|state| (film, state)));
+}
+
 #[test]
 fn a_liar_is_left_alone_and_the_rest_comes_from_others() {
     let mut liar = Real::new(5e6, 5);

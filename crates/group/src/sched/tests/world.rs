@@ -78,6 +78,10 @@ pub(super) struct World {
     pub(super) tasks: usize,
     pub(super) asked: Vec<(HolderId, Hash, ChunkRanges)>,
     pub(super) looked: usize,
+    /// The next blob of which all came turns out not to be here.
+    pub(super) forgets: bool,
+    /// What was told of the blobs, in order.
+    pub(super) states: Vec<(Hash, FetchState)>,
 }
 
 pub(super) fn full(size: u64) -> ChunkRanges {
@@ -148,6 +152,9 @@ impl World {
                 return;
             }
             for event in events {
+                if let Event::State(hash, state) = event {
+                    self.states.push((hash, state));
+                }
                 match event {
                     Event::State(hash, FetchState::Stored) => {
                         self.stored.insert(hash);
@@ -155,7 +162,10 @@ impl World {
                     Event::State(..) | Event::Ended(_) | Event::Behaved(_, None) => {}
                     Event::Check(hash, _) => {
                         let missing = &full(self.sizes[&hash]) - &self.here[&hash];
-                        if missing.is_empty() {
+                        if std::mem::take(&mut self.forgets) {
+                            self.here.remove(&hash);
+                            self.s.incomplete(hash, full(self.sizes[&hash]));
+                        } else if missing.is_empty() {
                             self.s.complete(hash);
                         } else {
                             self.s.incomplete(hash, missing);
@@ -252,6 +262,7 @@ impl World {
         let (first, last) = self.s.stuck(now);
         if !first.is_empty() {
             self.looked += 1;
+            self.s.finding(&first);
             self.s.try_all(&first);
         }
         for hash in last {
