@@ -30,7 +30,7 @@ const LIMIT: Duration = Duration::from_secs(1_200);
 /// How long a device may take to end.
 const STOP: Duration = Duration::from_secs(30);
 /// In flight, of which the best counts as what bare calls carry.
-const IN_FLIGHT: [usize; 4] = [8, 16, 32, 64];
+pub(crate) const IN_FLIGHT: [usize; 4] = [8, 16, 32, 64];
 /// A bare call for data, and its reply, in bytes.
 const CALL: usize = 64;
 const REPLY: usize = 32_000;

@@ -100,11 +100,11 @@ const FIGURES: &[(&str, &str)] = &[
     ),
     (
         "mobile",
-        "a file of 8 MiB to a device on a simulated cellular link, in MB/s; the baseline is the best rate of bare calls on that link",
+        "a file of 8 MiB to a device on a simulated cellular link, in MB/s; the baseline is as many bytes in bare calls on that link, with the number in flight that is best in the median",
     ),
     (
         "mobile_bad",
-        "the same on a bad day of that link, once, and whether it ends in time",
+        "the same on a bad day of that link, and whether it ends in time",
     ),
     (
         "resume",
@@ -112,7 +112,7 @@ const FIGURES: &[(&str, &str)] = &[
     ),
     (
         "first_byte",
-        "from the wish for a file to its first verified byte, in milliseconds; the baseline is a round trip through the tunnel, with 100 ms added; less is better",
+        "from the wish for a file to its first verified byte, in milliseconds; the baseline is a round trip through the tunnel, with 100 ms added, and less is better; beside it the same right after a start, in round trips",
     ),
     (
         "fetch_memory",

@@ -165,6 +165,8 @@ pub(crate) struct Counts {
     pub(crate) sent: u64,
     /// Bytes of messages and replies.
     pub(crate) received: u64,
+    /// Calls on Veilid's DHT for the group's records.
+    pub(crate) dht: u64,
     /// All that passed the host's link, in bytes.
     pub(crate) link: u64,
 }
@@ -176,6 +178,7 @@ impl Counts {
             answers: self.answers - before.answers,
             sent: self.sent - before.sent,
             received: self.received - before.received,
+            dht: self.dht - before.dht,
             link: self.link - before.link,
         }
     }

@@ -17,7 +17,7 @@ const SMALL: u64 = 64;
 /// Until what starting set off is over, and its memory given back.
 const SETTLE: Duration = Duration::from_secs(20);
 /// How long nothing happens.
-const IDLE: Duration = Duration::from_secs(180);
+const IDLE: Duration = Duration::from_secs(60);
 
 /// `fetch_memory`: how far the memory of holder and fetcher goes above what they need when idle, while a large file is put and
 /// fetched; the higher of the two, in MiB. The baseline is the same for a small file. New devices each time. Beside it what each
@@ -85,7 +85,7 @@ async fn peaks(mib: u64) -> Result<Peaks> {
 }
 
 /// `idle`: what a device in one group does in a minute in which nothing happens: bytes over its link, in kB, beside those of a
-/// node without a group, and calls of its tunnels. A round takes three minutes, of which one is enough.
+/// node without a group, calls of its tunnels and their bytes, and calls on the DHT.
 pub(crate) async fn idle(arguments: &Arguments) -> Result<()> {
     let devnet = Devnet::start(devnet::MIN_NODES).await?;
     let holder = Device::start(&devnet, "holder").await?;
@@ -105,7 +105,7 @@ pub(crate) async fn idle(arguments: &Arguments) -> Result<()> {
     tokio::time::sleep(SETTLE).await;
     let mut figure = Figure::default();
     let minutes = IDLE.as_secs_f64() / 60.0;
-    for _ in 0..arguments.rounds.div_ceil(3) {
+    for _ in 0..arguments.rounds {
         let before = [member.counts().await?, bare.counts().await?];
         tokio::time::sleep(IDLE).await;
         let of_member = member.counts().await?.since(&before[0]);
@@ -116,6 +116,7 @@ pub(crate) async fn idle(arguments: &Arguments) -> Result<()> {
         figure.push_more("calls", calls);
         let bytes = (of_member.sent + of_member.received) as f64 / minutes;
         figure.push_more("call_bytes", bytes);
+        figure.push_more("dht_calls", of_member.dht as f64 / minutes);
     }
     figure.print(arguments.json, "idle", "kB/min", &[]);
     bare.stop().await?;

@@ -7,7 +7,8 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tunnels::{Incoming, Psk, RouteSource, Session, Tunnels};
+use group::GroupContext;
+use tunnels::{Incoming, Psk, RouteSource, Session};
 
 use super::Device;
 use crate::{MIB, Result, protocol::Counts};
@@ -121,13 +122,14 @@ async fn send_bytes(mut incoming: Incoming) -> tunnels::Result<()> {
 }
 
 /// What the node did so far.
-pub(super) fn counts(tunnels: &Tunnels) -> Result<Counts> {
-    let stats = tunnels.stats();
+pub(super) fn counts(context: &GroupContext) -> Result<Counts> {
+    let stats = context.tunnels.stats();
     Ok(Counts {
         calls: stats.calls_made,
         answers: stats.calls_answered,
         sent: stats.bytes_sent,
         received: stats.bytes_received,
+        dht: context.records.stats().calls(),
         link: link_bytes()?,
     })
 }

@@ -134,7 +134,7 @@ impl Device {
                 let seconds = start.elapsed().as_secs_f64();
                 let first = *first.get_or_init(|| seconds);
                 if plan.die_at.is_some_and(|at| progress.bytes_done >= at)
-                    && let Ok(counts) = super::serve::counts(&context.tunnels)
+                    && let Ok(counts) = super::serve::counts(&context)
                 {
                     die(
                         id,
@@ -170,7 +170,7 @@ impl Device {
     }
 
     pub(super) fn counts(&self) -> Result<Counts> {
-        super::serve::counts(&self.context.tunnels)
+        super::serve::counts(&self.context)
     }
 }
 
