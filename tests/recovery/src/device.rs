@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use save_backend::{Backend, EntryPath, GroupId, Link, ListedFile, NetworkSettings, NewFile};
 use tokio::{io::AsyncReadExt, time::timeout};
 
@@ -73,10 +74,16 @@ pub struct Device {
     is_online: bool,
 }
 
-/// Panics where something takes too long.
-pub(crate) async fn limited<T>(what: &str, work: impl Future<Output = T>) -> T {
-    let done = timeout(LIMIT, work).await;
-    done.unwrap_or_else(|_| panic!("{what} is stuck"))
+/// Panics where something takes too long. Boxed, so that the compiler looks through the backend's futures here and not once more in
+/// everything that waits for them.
+pub(crate) fn limited<'a, T: Send + 'a>(
+    what: &'static str,
+    work: impl Future<Output = T> + Send + 'a,
+) -> BoxFuture<'a, T> {
+    Box::pin(async move {
+        let done = timeout(LIMIT, work).await;
+        done.unwrap_or_else(|_| panic!("{what} is stuck"))
+    })
 }
 
 impl Device {
@@ -125,21 +132,25 @@ impl Device {
     /// Waits for the network, if there is one.
     pub(crate) async fn online(&self) {
         if self.is_online {
-            self.backend.wait_online(LIMIT).await.unwrap();
+            limited("going online", self.backend.wait_online(LIMIT))
+                .await
+                .unwrap();
         }
     }
 
     /// Waits until everything is published, if there is a network.
     pub async fn flush(&self, id: &GroupId) -> save_backend::Result<()> {
         if self.is_online {
-            self.backend.flush(id, LIMIT).await?;
+            limited("publishing", self.backend.flush(id, LIMIT)).await?;
         }
         Ok(())
     }
 
     /// Makes the group that only this device is in, with the files that have to stay whatever happens.
     pub(crate) async fn keep(&self) {
-        let group = self.backend.create_group(OWN, "Ben").await.unwrap();
+        let group = limited("creating", self.backend.create_group(OWN, "Ben"))
+            .await
+            .unwrap();
         self.put(&group.id, &KEPT).await.unwrap();
         self.flush(&group.id).await.unwrap();
     }
