@@ -51,12 +51,13 @@ pub struct Raw {
 impl Raw {
     pub async fn start(devnet: &Devnet, name: &str, access: GroupAccess) -> Self {
         let host = devnet.host(name).await.unwrap();
-        let tunnels: Arc<OnceLock<Tunnels>> = Arc::default();
-        let taken = tunnels.clone();
+        let told: Arc<OnceLock<(Tunnels, Records)>> = Arc::default();
+        let taken = told.clone();
         let mut options = NodeOptions::default();
         options.on_update = Some(Arc::new(move |update: VeilidUpdate| {
-            if let Some(tunnels) = taken.get() {
+            if let Some((tunnels, records)) = taken.get() {
                 tunnels.handle_update(&update);
+                records.handle_update(&update);
             }
         }));
         let node = host
@@ -74,7 +75,7 @@ impl Raw {
                 (records, Tunnels::new(api, Limits::default()), store)
             })
             .await;
-        tunnels.set(started.clone()).ok().unwrap();
+        told.set((started.clone(), records.clone())).ok().unwrap();
         Self {
             host,
             node,
@@ -100,10 +101,44 @@ impl Raw {
         }
     }
 
+    /// Watches the group's record, from when this returns on.
+    pub async fn watch_group(&self) -> GroupWatch {
+        let (records, access) = (self.records.clone(), self.access.clone());
+        let watching = self.host.run(async move {
+            let record = GroupRecord::attach(&records, access).await.unwrap();
+            let mut watch = record.watch().await.unwrap();
+            {
+                let mut first = std::pin::pin!(watch.next());
+                while records.stats().watches == 0 {
+                    tokio::select! {
+                        _ = &mut first => break,
+                        () = sleep(Duration::from_millis(100)) => {}
+                    }
+                }
+            }
+            (record, watch)
+        });
+        let (record, watch) = timeout(LIMIT, watching).await.unwrap();
+        GroupWatch {
+            host: self.host.clone(),
+            record,
+            watch,
+        }
+    }
+
     /// A session with a device of a member.
     pub async fn session(&self, repo: &PublicKey) -> Session {
+        self.session_with(repo, self.psk()).await
+    }
+
+    /// The same for somebody who found the route, and has another key.
+    pub async fn strange_session(&self, repo: &PublicKey) -> Session {
+        self.session_with(repo, Psk::from_bytes([7; 32])).await
+    }
+
+    async fn session_with(&self, repo: &PublicKey, psk: Psk) -> Session {
         let (records, access) = (self.records.clone(), self.access.clone());
-        let (tunnels, psk, repo) = (self.tunnels.clone(), self.psk(), repo.clone());
+        let (tunnels, repo) = (self.tunnels.clone(), repo.clone());
         self.host
             .run(async move {
                 let record = RepoRecord::attach(&records, &access, repo, None)
@@ -377,6 +412,40 @@ pub async fn sealed(bytes: &[u8]) -> (Hash, Vec<u8>) {
     (hash, export.bao_to_vec().await.unwrap())
 }
 
+/// A watch on a group's record.
+pub struct GroupWatch {
+    host: Host,
+    record: GroupRecord,
+    watch: dht_records::Watch,
+}
+
+impl GroupWatch {
+    /// Waits until there is a member of this name, and looks at the slots only when the watch says that something changed.
+    pub async fn told_of(self, name: &'static str) {
+        let Self {
+            host,
+            record,
+            mut watch,
+        } = self;
+        let is_told = |slot: SlotValue| match slot {
+            SlotValue::Member(member) => member.name.as_deref() == Some(name),
+            _ => false,
+        };
+        host.run(async move {
+            loop {
+                answered(|| record.slots(Fetch::Network)).await;
+                let slots = record.slots(Fetch::Cached).await.unwrap();
+                let mut slots = slots.into_iter().filter_map(|(_, slot)| slot.ok());
+                if slots.any(|slot| is_told(slot.value)) {
+                    return;
+                }
+                watch.next().await.unwrap();
+            }
+        })
+        .await;
+    }
+}
+
 struct Route(Vec<u8>);
 
 #[async_trait::async_trait]
@@ -405,7 +474,11 @@ pub async fn get(session: &Session, request: &GetRequest) -> usize {
         .map_or(0, |bytes| bytes.len())
 }
 
-async fn download(session: &Session, request: &GetRequest) -> tunnels::Result<Vec<u8>> {
+/// What comes for a request of iroh's.
+///
+/// # Errors
+/// Those of the stream.
+pub async fn download(session: &Session, request: &GetRequest) -> tunnels::Result<Vec<u8>> {
     let (mut send, mut recv) = session.open(1).await?;
     let request = postcard::to_stdvec(&Request::Get(request.clone())).unwrap();
     send.write_all(&request).await?;

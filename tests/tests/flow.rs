@@ -10,12 +10,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use dht_records::{Fetch, GroupRecord, MemoryCache, Purpose, Records, RepoRecord, SlotValue};
+use dht_records::{Fetch, GroupRecord, MemoryCache, Records, RepoRecord, SlotValue};
 use integration_tests::answered;
 use integration_tests::peers::{self, Device, LIMIT, devnet, noise};
-use iroh_blobs::Hash;
+use integration_tests::raw::{self, Raw};
+use iroh_blobs::{Hash, protocol::GetRequest};
 use save_backend::{
-    Backend, EntryPath, Error, EventKind, LinkKind, ProgressState, PublicKey, Unpublished,
+    Backend, EntryPath, Error, EventKind, Fault, LinkKind, ProgressState, PublicKey, Unpublished,
 };
 use tokio::time::{sleep, timeout};
 
@@ -270,7 +271,21 @@ async fn a_file_comes_from_everybody_who_has_it_and_the_dead_are_left_alone() {
         assert!(b.wanted(&of).unwrap().is_empty());
     })
     .await;
-    let nobody = cleo.get_with(&id, "rare.txt", |_| {}).await.unwrap_err();
+    // Whoever is dead is left alone, for longer each time.
+    let (of, dead) = (id.clone(), ana.repo(&id));
+    let left_alone = cleo.on(move |b| async move {
+        loop {
+            let ignored = b.ignored(&of).await.unwrap();
+            assert!(ignored.iter().all(|(of, _)| *of == dead), "{ignored:?}");
+            if let Some((_, left)) = ignored.iter().find(|(_, left)| left.strikes >= 2) {
+                return *left;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let (nobody, left) = tokio::join!(cleo.get_with(&id, "rare.txt", |_| {}), left_alone);
+    assert_eq!(left.fault, Fault::Silent);
+    let nobody = nobody.unwrap_err();
     assert!(nobody.is_retryable(), "{nobody:?}");
     assert!(
         matches!(
@@ -293,6 +308,13 @@ async fn a_file_comes_from_everybody_who_has_it_and_the_dead_are_left_alone() {
     cleo.list_until(&id, |paths| paths.len() == 3).await;
     assert_eq!(cleo.get(&id, "later.txt").await, missing);
     assert_eq!(cleo.get(&id, "rare.txt").await, b"rare");
+    let of = id.clone();
+    let ignored = cleo.on(move |b| async move { b.ignored(&of).await.unwrap() });
+    assert_eq!(
+        ignored.await,
+        [],
+        "forgotten as soon as she brings something"
+    );
     for device in [ana, ben, cleo] {
         device.stop().await;
     }
@@ -307,8 +329,13 @@ async fn writing_works_offline_and_is_published_after_a_restart() {
     let ben = Device::start(&devnet, "ben").await;
     let id = ana.create().await;
     ben.join(&ana, &id).await;
+    ana.put(&id, "old.txt", b"old".to_vec()).await;
+    ben.list_until(&id, |paths| paths == ["old.txt"]).await;
     ana.host.cut_off().await.unwrap();
     ana.put_unpublished(&id, "offline.txt", b"written in the field".to_vec())
+        .await;
+    let of = id.clone();
+    ana.on(move |b| async move { b.delete(&of, &peers::path("old.txt")).await.unwrap() })
         .await;
     assert!(ana.backend.group(&id).unwrap().has_unpublished());
     let ana = ana.restart().await;
@@ -516,82 +543,44 @@ async fn only_what_the_groups_roots_reach_is_served() {
     let second = ana.create().await;
     let mine = ana.put(&first, "first.bin", noise(100_000, 4)).await;
     let foreign = ana.put(&second, "second.bin", noise(100_000, 5)).await;
-    let host = devnet.host("prober").await.unwrap();
-    let node = host
-        .start_node(&host.directory().join("node"))
-        .await
-        .unwrap();
-    node.ready(LIMIT).await.unwrap();
-    let access = ana.access(&first);
     let repo = ana.repo(&first);
-    let api = node.api().clone();
-    host.run(async move {
-        let records = Records::new(api.clone(), Arc::new(MemoryCache::default()));
-        let record = RepoRecord::attach(&records, &access, repo, None)
-            .await
-            .unwrap();
-        let (_, tunnel) = answered(|| record.tunnels(Fetch::Network)).await.remove(0);
-        let route = tunnel.unwrap().value.route;
-        let tunnels = tunnels::Tunnels::new(api, tunnels::Limits::default());
-        let psk = tunnels::Psk::from_bytes(*access.locator().derive(Purpose::TunnelPsk).as_bytes());
-        let session = tunnels.connect(psk, Arc::new(Route(route.clone())));
+    let prober = Raw::start(&devnet, "prober", ana.access(&first)).await;
+    let (session, stranger) = (
+        prober.session(&repo).await,
+        prober.strange_session(&repo).await,
+    );
+    let asked = prober.host.run(async move {
+        let nowhere = Hash::new("a blob that does not exist");
+        assert_eq!(raw::have(&session, mine.blob).await, 2, "a member's own");
+        for hash in [foreign.blob, nowhere] {
+            assert_eq!(raw::have(&session, hash).await, 0);
+        }
+        let get = async |hash| raw::download(&session, &GetRequest::blob(hash)).await;
+        assert!(get(mine.blob).await.unwrap().len() > 100_000);
+        // Not even the error tells whether it exists.
+        let (foreign_answer, no_answer) = (get(foreign.blob).await, get(nowhere).await);
+        let reset = foreign_answer.unwrap_err();
+        assert!(matches!(reset, tunnels::Error::Reset { .. }), "{reset:?}");
         assert_eq!(
-            have(&session, mine.blob).await,
-            2,
-            "a member's own blob is there"
+            format!("{reset:?}"),
+            format!("{:?}", no_answer.unwrap_err())
         );
-        assert_eq!(
-            have(&session, foreign.blob).await,
-            0,
-            "another group's blob is not"
-        );
-        assert!(get(&session, mine.blob).await > 100_000);
-        assert_eq!(get(&session, foreign.blob).await, 0);
 
-        let stranger = tunnels.connect(tunnels::Psk::from_bytes([7; 32]), Arc::new(Route(route)));
         let refused = timeout(LIMIT, stranger.ping()).await.unwrap();
-        assert!(refused.is_err(), "a stranger gets no answer");
-        tunnels.close().await;
-        records.close().await;
-    })
-    .await;
-    node.shutdown().await.unwrap();
+        assert!(
+            matches!(refused, Err(tunnels::Error::Refused)),
+            "{refused:?}"
+        );
+        let refused = raw::download(&stranger, &GetRequest::blob(mine.blob)).await;
+        assert!(
+            matches!(refused, Err(tunnels::Error::Refused)),
+            "{refused:?}"
+        );
+    });
+    timeout(LIMIT, asked).await.unwrap();
+    prober.stop().await;
     ana.stop().await;
     devnet.stop().await.unwrap();
-}
-
-struct Route(Vec<u8>);
-
-#[async_trait::async_trait]
-impl tunnels::RouteSource for Route {
-    async fn route(&self, _: Option<&[u8]>) -> tunnels::Result<Vec<u8>> {
-        Ok(self.0.clone())
-    }
-}
-
-/// Asks the question HAVE by hand: 0 none, 1 partial, 2 complete.
-async fn have(session: &tunnels::Session, hash: Hash) -> u8 {
-    let (mut send, mut recv) = session.open(2).await.unwrap();
-    let mut question = vec![1, 0, 1];
-    question.extend_from_slice(hash.as_bytes());
-    send.write_all(&question).await.unwrap();
-    send.finish().unwrap();
-    let answer = recv.read_to_end(1000).await.unwrap();
-    assert_eq!(&answer[..3], [1, 0, 1]);
-    answer[3]
-}
-
-/// Asks for a blob with iroh's own request, and counts the bytes that come.
-async fn get(session: &tunnels::Session, hash: Hash) -> usize {
-    let (mut send, mut recv) = session.open(1).await.unwrap();
-    let request = iroh_blobs::protocol::GetRequest::blob(hash);
-    let mut bytes = vec![0];
-    bytes.extend(postcard::to_stdvec(&request).unwrap());
-    send.write_all(&bytes).await.unwrap();
-    send.finish().unwrap();
-    recv.read_to_end(1_000_000)
-        .await
-        .map_or(0, |bytes| bytes.len())
 }
 
 /// Events are numbered without a gap, and tell what happens to the network and the groups.

@@ -12,7 +12,7 @@ use integration_tests::peers::{Device, LIMIT, WATCHED, devnet, noise};
 use integration_tests::raw::{self, Raw};
 use iroh_blobs::Hash;
 use save_backend::{GroupId, LinkKind, PublicKey};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// The members' slots on the network: the number of each, the repo, and how often it was written.
 async fn slots(device: &Device, id: &GroupId) -> Vec<(u32, PublicKey, u64)> {
@@ -147,7 +147,12 @@ async fn two_groups_stay_apart_over_three_restarts() {
     devnet.stop().await.unwrap();
 }
 
-/// Five devices take a link at the same time. Each gets a slot, and nobody loses theirs.
+/// Nodes beside the devices that watch a group, so that it is 20 in all.
+const WATCHERS: [&str; 14] = [
+    "w1", "w2", "w3", "w4", "w5", "w6", "w7", "w8", "w9", "w10", "w11", "w12", "w13", "w14",
+];
+
+/// Five devices take a link at the same time. Each gets a slot, and nobody loses theirs. What happens in the group is told to 20 who watch.
 #[tokio::test]
 async fn whoever_joins_at_the_same_time_gets_a_slot() {
     let devnet = devnet().await;
@@ -163,7 +168,8 @@ async fn whoever_joins_at_the_same_time_gets_a_slot() {
     let all = ["ana", "ben", "cleo", "dora", "emil", "fay"];
     let devices: Vec<Device> = [ana].into_iter().chain(joining).collect();
     for device in &devices {
-        device.told(&id, &all).await;
+        let told = device.told(&id, &all).await;
+        assert!(told < WATCHED, "{told:?}");
     }
     let slots = slots(&devices[0], &id).await;
     let repos: BTreeSet<_> = slots.iter().map(|(_, repo, _)| repo.clone()).collect();
@@ -191,6 +197,57 @@ async fn whoever_joins_at_the_same_time_gets_a_slot() {
         .await;
     eprintln!("the next one after {told:?}");
     assert!(told < WATCHED, "{told:?}");
+    // Looking after a record opens it anew, and Veilid ends the watch with that.
+    let watches = |device: &Device| {
+        let group = device.backend.group(&id).unwrap();
+        group.context().records.stats().watches
+    };
+    let (before, of) = (watches(ben), id.clone());
+    ben.on(move |b| async move { b.group(&of).unwrap().republish().await.unwrap() })
+        .await;
+    rename(ana, &id, "Ann").await;
+    let told = ben
+        .told(&id, &["Ann", "ben", "cleo", "dora", "emil", "fay"])
+        .await;
+    assert!(told < WATCHED, "{told:?}");
+    assert!(watches(ben) > before, "the watch was not registered anew");
+
+    // Twenty who watch.
+    let access = ana.access(&id);
+    let watchers = WATCHERS.map(|name| Raw::start(&devnet, name, access.clone()));
+    let watchers = join_all(watchers).await;
+    let watching = join_all(watchers.iter().map(Raw::watch_group)).await;
+    let begin = Instant::now();
+    rename(ana, &id, "Anja").await;
+    let all = ["Anja", "ben", "cleo", "dora", "emil", "fay"];
+    let devices_told = join_all(devices.iter().map(|device| device.told(&id, &all)));
+    let watchers_told = join_all(watching.into_iter().map(|watch| watch.told_of("Anja")));
+    let all_told = async { tokio::join!(devices_told, watchers_told) };
+    timeout(WATCHED, all_told).await.unwrap();
+    eprintln!("twenty were told of a name after {:?}", begin.elapsed());
+    join_all(watchers.into_iter().map(Raw::stop)).await;
+
+    // A new list, and one who leaves.
+    let begin = Instant::now();
+    ben.put(&id, "new.txt", b"new".to_vec()).await;
+    for device in &devices {
+        let listed = async {
+            while device.listed(&id).await != ["new.txt"] {
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        timeout(WATCHED, listed).await.unwrap();
+    }
+    eprintln!("a file was listed by all after {:?}", begin.elapsed());
+    let (of, fay) = (id.clone(), &devices[5]);
+    let left = fay.on(move |b| async move { b.leave_group(&of, LIMIT).await.unwrap() });
+    assert!(left.await, "the others were told");
+    for device in &devices[..5] {
+        let told = device
+            .told(&id, &["Anja", "ben", "cleo", "dora", "emil"])
+            .await;
+        assert!(told < WATCHED, "{told:?}");
+    }
     join_all(devices.into_iter().map(Device::stop)).await;
     devnet.stop().await.unwrap();
 }

@@ -4,19 +4,32 @@
 #![recursion_limit = "256"]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
-use dht_records::{Fetch, GroupAccess, GroupRecord, GroupSecret, Purpose, SlotValue};
-use group::Role;
+use dht_records::{
+    ContentKey, Fetch, GroupAccess, GroupRecord, GroupSecret, Purpose, RepoRecord, RootValue,
+    SlotValue,
+    value::{self, Kind, Place, ValueKey},
+};
+use group::{GroupEvent, Role};
 use integration_tests::answered;
-use integration_tests::peers::{Device, LIMIT, WATCHED, devnet, noise, path};
+use integration_tests::peers::{Device, LIMIT, Stopped, WATCHED, devnet, noise, path};
 use repo::{Repo, RepoContext};
-use save_backend::{Error, ErrorKind, EventKind, GroupId, LinkKind, RepoSync};
+use save_backend::{
+    Error, ErrorKind, EventKind, GroupId, LinkKind, PublicKey, RepoSync, Unpublished,
+};
 use tokio::{
     io::AsyncReadExt,
     time::{sleep, timeout},
 };
 use veilid_core::VeilidAPI;
+
+/// What a device has of records, of what it obtained and wants, and of its groups.
+const TABLES: [&str; 3] = [
+    "dht-records-v1",
+    "save_dweb_groups_v1",
+    "save_dweb_state_v1",
+];
 
 /// Brings everything here, and says whether it is.
 async fn sync(device: &Device, id: &GroupId) -> bool {
@@ -71,6 +84,8 @@ async fn readers_read_and_replicas_keep_what_they_cannot_read() {
     // The reader.
     rita.list_until(&id, |paths| paths.len() == 2).await;
     assert!(rita.get(&id, "film.bin").await == film);
+    sync_until_complete(&rita, &id).await;
+    assert!(rita.listed(&id).await.len() == 2);
     let refused = rita.try_put(&id, "mine.txt", b"x".to_vec()).await;
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Refused);
     let of = id.clone();
@@ -167,6 +182,7 @@ async fn cannot_read(replica: &Device, id: &GroupId, blob: save_backend::Hash, a
     }
     let public: &[u8] = id.public_key().ref_value();
     keys.push(public.try_into().unwrap());
+    names_stay_sealed(replica, id, &keys, author).await;
     let group = replica.backend.group(id).unwrap();
     let repo = author.repo(id);
     let context = RepoContext {
@@ -199,6 +215,52 @@ async fn cannot_read(replica: &Device, id: &GroupId, blob: save_backend::Hash, a
             assert!(opened.read(&path("film.bin")).await.is_ok());
         })
         .await;
+}
+
+/// Neither these keys nor any 32 bytes in a row of what the replica's tables hold open the group's name, as a content key or as what a
+/// content key follows from.
+async fn names_stay_sealed(replica: &Device, id: &GroupId, keys: &[[u8; 32]], author: &Device) {
+    let record = replica.group_record(id).await.record_key().clone();
+    let api = replica.backend.group(id).unwrap();
+    let api = api.context().records.api().clone();
+    let (sealed, candidates) = replica
+        .host
+        .run({
+            let record = record.clone();
+            async move {
+                let context = api.routing_context().unwrap();
+                let sealed = context.get_dht_value(record, 0, true).await.unwrap();
+                let mut candidates = BTreeSet::new();
+                for table in TABLES {
+                    let table = api.open_table_db(table, 1).await.unwrap();
+                    for key in table.get_keys(0).await.unwrap() {
+                        candidates.extend(key.windows(32).map(<[u8]>::to_vec));
+                        let value = table.load(0, key).await.unwrap().unwrap();
+                        candidates.extend(value.windows(32).map(<[u8]>::to_vec));
+                    }
+                }
+                (sealed.unwrap().data().to_vec(), candidates)
+            }
+        })
+        .await;
+    assert!(candidates.len() > 1_000, "{}", candidates.len());
+    let opaque = record.opaque();
+    let place = Place {
+        record: &opaque,
+        subkey: 0,
+        kind: Kind::GroupMetadata,
+    };
+    let opens = |key: ContentKey| {
+        let key = ValueKey::new(key.derive(Purpose::ContentValues));
+        value::open(&key, &place, &sealed).is_ok()
+    };
+    let candidates = candidates.iter().map(|bytes| bytes[..].try_into().unwrap());
+    for candidate in candidates.chain(keys.iter().copied()) {
+        assert!(!opens(ContentKey::from_bytes(candidate)));
+        assert!(!opens(GroupSecret::from_bytes(candidate).content()));
+    }
+    let access = author.access(id);
+    assert!(opens(access.content().unwrap().clone()));
 }
 
 /// Two devices of one member write at the same time, one of them without a network: all of it is there in the end, and of one path the
@@ -308,6 +370,93 @@ async fn two_devices_of_a_member_write_one_repo() {
     devnet.stop().await.unwrap();
 }
 
+/// What the network says of this device's own collection.
+async fn published_root(device: &Device, id: &GroupId) -> Option<RootValue> {
+    let group = device.backend.group(id).unwrap();
+    let record = group.own_repo().unwrap().record().clone();
+    let root = device
+        .host
+        .run(async move { answered(|| record.root(Fetch::Network)).await })
+        .await;
+    root.map(|root| root.value)
+}
+
+async fn online(device: Stopped) -> Device {
+    let device = device.start().await;
+    device
+        .on(|b| async move { b.wait_online(LIMIT).await.unwrap() })
+        .await;
+    device
+}
+
+/// Waits until the device knows that its other device wrote what nobody can give.
+async fn until_it_cannot_merge(device: &Device) {
+    device
+        .on(|b| async move {
+            while !b.groups().await[0].pending.contains(&Unpublished::Merge) {
+                sleep(Duration::from_millis(200)).await;
+            }
+        })
+        .await;
+}
+
+/// The phone is off, and nobody else has its last list. The tablet takes nothing out of the archive because of that: its own files
+/// wait until the phone is back, or until somebody says that they are not to.
+#[tokio::test]
+async fn what_a_device_that_is_off_wrote_is_not_overwritten() {
+    let devnet = devnet().await;
+    let phone = Device::start(&devnet, "phone").await;
+    let tablet = Device::start(&devnet, "tablet").await;
+    let id = phone.create().await;
+    phone.put(&id, "1.txt", b"1".to_vec()).await;
+    tablet.join_as(LinkKind::Device, &phone, &id).await;
+    tablet.list_until(&id, |paths| paths == ["1.txt"]).await;
+    let tablet = tablet.stopped().await;
+    phone.put(&id, "2.txt", b"2".to_vec()).await;
+    let of_phone = published_root(&phone, &id).await;
+    let phone = phone.stopped().await;
+
+    let tablet = online(tablet).await;
+    tablet.put_unpublished(&id, "3.txt", b"3".to_vec()).await;
+    until_it_cannot_merge(&tablet).await;
+    let of = id.clone();
+    let flushed = tablet.on(move |b| async move { b.flush(&of, Duration::from_secs(15)).await });
+    assert!(flushed.await.is_err(), "nothing can be published");
+    assert_eq!(published_root(&tablet, &id).await, of_phone);
+    assert_eq!(tablet.listed(&id).await, ["1.txt", "3.txt"]);
+    let phone = online(phone).await;
+    for device in [&phone, &tablet] {
+        let all = ["1.txt", "2.txt", "3.txt"];
+        device.list_until(&id, move |paths| paths == all).await;
+    }
+    tablet.flush(&id).await;
+
+    // Once more; but now the phone is said to be lost.
+    let of = id.clone();
+    let overruled = tablet.on(move |b| async move { b.overrule(&of).await.unwrap() });
+    assert!(!overruled.await, "there is nothing to overrule");
+    let tablet = tablet.stopped().await;
+    phone.put(&id, "4.txt", b"4".to_vec()).await;
+    let phone = phone.stopped().await;
+    let tablet = online(tablet).await;
+    until_it_cannot_merge(&tablet).await;
+    let of = id.clone();
+    let overruled = tablet.on(move |b| async move { b.overrule(&of).await.unwrap() });
+    assert!(overruled.await);
+    tablet.put(&id, "5.txt", b"5".to_vec()).await;
+    let pending = tablet.on(|b| async move { b.groups().await[0].pending.clone() });
+    assert_eq!(pending.await, []);
+    // It was not lost after all.
+    let phone = online(phone).await;
+    for device in [&phone, &tablet] {
+        let all = ["1.txt", "2.txt", "3.txt", "4.txt", "5.txt"];
+        device.list_until(&id, move |paths| paths == all).await;
+    }
+    phone.stop().await;
+    tablet.stop().await;
+    devnet.stop().await.unwrap();
+}
+
 /// New names arrive by themselves. Whoever finds their slot overwritten advertises again, and is known to the others all the while, over
 /// restarts too.
 #[tokio::test]
@@ -412,6 +561,11 @@ async fn who_leaves_is_gone_and_keeps_nothing() {
     }
     let other = ben.create().await;
     let kept = ben.put(&other, "kept.bin", noise(400_000, 3)).await;
+    let tablet = Device::start(&devnet, "tablet").await;
+    tablet.join_as(LinkKind::Device, &ben, &id).await;
+    let repo = ben.repo(&id);
+    until_tunnels(&ana, &id, &repo, 2).await;
+    let mut on_tablet = tablet.backend.events();
 
     // With a network.
     let of = id.clone();
@@ -421,6 +575,35 @@ async fn who_leaves_is_gone_and_keeps_nothing() {
     assert!(told_others);
     ana.told(&id, &["ana", "cleo"]).await;
     ana.list_until(&id, |paths| paths == ["of-cleo.bin"]).await;
+    // The slot says so to whoever comes, and none of this member's devices can be found, the other one included, which is told.
+    let record = ana.group_record(&id).await;
+    let left = ana.host.run(async move {
+        let slots = answered(|| record.slots(Fetch::Network)).await;
+        let left = |slot: SlotValue| matches!(slot, SlotValue::Left(leave) if leave.repo == repo);
+        let left = slots
+            .into_iter()
+            .any(|(_, slot)| slot.is_ok_and(|slot| left(slot.value)));
+        (left, repo)
+    });
+    let (left, repo) = left.await;
+    assert!(left);
+    until_tunnels(&ana, &id, &repo, 0).await;
+    tablet
+        .on(move |_| async move {
+            loop {
+                let event = on_tablet.next().await.unwrap();
+                let EventKind::Group { event, .. } = event.kind else {
+                    continue;
+                };
+                if matches!(event, GroupEvent::Left) {
+                    return;
+                }
+            }
+        })
+        .await;
+    let refused = tablet.try_put(&id, "late.txt", b"late".to_vec()).await;
+    assert!(refused.is_err(), "nothing is written for one who left");
+    tablet.stop().await;
     let of = id.clone();
     ben.on(move |b| async move {
         assert!(matches!(
@@ -514,15 +697,30 @@ async fn who_leaves_is_gone_and_keeps_nothing() {
     devnet.stop().await.unwrap();
 }
 
-/// The rows that a device has of records, of what it obtained and wants, and of its groups.
+/// Waits until so many devices of a member can be found on the network.
+async fn until_tunnels(device: &Device, id: &GroupId, repo: &PublicKey, count: usize) {
+    let group = device.backend.group(id).unwrap();
+    let (records, access, repo) = (
+        group.context().records.clone(),
+        device.access(id),
+        repo.clone(),
+    );
+    device
+        .on(move |_| async move {
+            let record = RepoRecord::attach(&records, &access, repo, None)
+                .await
+                .unwrap();
+            while answered(|| record.tunnels(Fetch::Network)).await.len() != count {
+                sleep(Duration::from_millis(300)).await;
+            }
+        })
+        .await;
+}
+
+/// How many rows are in each of the tables.
 async fn rows(api: &VeilidAPI) -> [usize; 3] {
     let mut rows = [0; 3];
-    let tables = [
-        "dht-records-v1",
-        "save_dweb_groups_v1",
-        "save_dweb_state_v1",
-    ];
-    for (rows, name) in rows.iter_mut().zip(tables) {
+    for (rows, name) in rows.iter_mut().zip(TABLES) {
         let table = api.open_table_db(name, 1).await.unwrap();
         *rows = table.get_keys(0).await.unwrap().len();
     }
@@ -609,6 +807,7 @@ async fn a_group_moves_to_new_keys_without_a_lost_device() {
     let record = lost.group_record(&old).await;
     let (of, stranger) = (old.clone(), new.public_key().clone());
     let group = lost.backend.group(&old).unwrap();
+    let (mover, owner) = (ana.repo(&old), ana.access(&new));
     lost.on(move |b| async move {
         loop {
             let metadata = answered(|| record.metadata(Fetch::Network)).await.unwrap();
@@ -619,6 +818,18 @@ async fn a_group_moves_to_new_keys_without_a_lost_device() {
         }
         assert!(b.moved(&of).await.unwrap().is_none());
         let records = &group.context().records;
+        // The one notice is Ben's, and does not have the new group's secret in it for everybody.
+        let repo = RepoRecord::attach(records, group.access(), mover, None)
+            .await
+            .unwrap();
+        let metadata = answered(|| repo.metadata(Fetch::Network)).await.unwrap();
+        let [notice] = &metadata.value.moved[..] else {
+            panic!("{:?}", metadata.value.moved);
+        };
+        let secret = owner.owner().unwrap().secret();
+        let secret: &[u8] = secret.ref_value();
+        assert!(notice.sealed.len() > secret.len());
+        assert!(notice.sealed.windows(secret.len()).all(|bytes| bytes != secret));
         // Even with the new group's public key, nothing of it opens.
         let access = match group.access().to_reader().unwrap() {
             GroupAccess::Reader { secret, .. } => GroupAccess::Reader {
