@@ -165,11 +165,11 @@ impl Link {
     /// A member link from a group's owner key pair.
     ///
     /// # Errors
-    /// [`LinkError::UnknownCrypto`] and [`LinkError::Payload`] if the keys are not a pair of 32-byte keys of one known
+    /// [`LinkError::UnknownCrypto`] and [`LinkError::Keys`] if the keys are not a pair of 32-byte keys of one known
     /// cryptosystem. Whether the secret belongs to the public key is [`Link::verify`]'s subject.
     pub fn member(group: &PublicKey, owner: &SecretKey) -> Result<Self, LinkError> {
         if owner.kind() != group.kind() {
-            return Err(LinkError::Payload {
+            return Err(LinkError::Keys {
                 part: LinkPart::Secret,
             });
         }
@@ -189,7 +189,7 @@ impl Link {
     /// A device link from a group's owner key pair and a repo's key pair. Errors as [`Link::member`].
     pub fn device(group: &PublicKey, owner: &SecretKey, repo: &KeyPair) -> Result<Self, LinkError> {
         if owner.kind() != group.kind() || repo.kind() != group.kind() {
-            return Err(LinkError::Payload {
+            return Err(LinkError::Keys {
                 part: LinkPart::Secret,
             });
         }
@@ -213,12 +213,12 @@ impl Link {
     fn new(kind: LinkKind, key: &PublicKey, secrets: &[&[u8]]) -> Result<Self, LinkError> {
         let bare: &[u8] = key.ref_value().as_ref();
         if bare.len() != KEY_BYTES {
-            return Err(LinkError::Payload {
+            return Err(LinkError::Keys {
                 part: LinkPart::Public,
             });
         }
         if secrets.iter().any(|secret| secret.len() != KEY_BYTES) {
-            return Err(LinkError::Payload {
+            return Err(LinkError::Keys {
                 part: LinkPart::Secret,
             });
         }
@@ -241,7 +241,7 @@ impl Link {
         let crypto = public
             .first_chunk::<KIND_BYTES>()
             .map(|bytes| CryptoKind::new(*bytes))
-            .ok_or(LinkError::Payload {
+            .ok_or(LinkError::MissingFields {
                 part: LinkPart::Public,
             })?;
         if !veilid_core::VALID_CRYPTO_KINDS.contains(&crypto) {
@@ -437,14 +437,9 @@ impl Link {
     }
 }
 
-/// The extensions of a public payload, which the codec has checked.
+/// The extensions of a public payload.
 fn extensions(kind: LinkKind, public: &[u8]) -> Result<Vec<(u8, &[u8])>, LinkError> {
-    public
-        .get(kind.public_fields()..)
-        .and_then(extension::split)
-        .ok_or(LinkError::Payload {
-            part: LinkPart::Public,
-        })
+    extension::behind(public, kind.public_fields(), LinkPart::Public)
 }
 
 fn pair(public: PublicKey, secret: &Zeroizing<[u8; 32]>) -> KeyPair {

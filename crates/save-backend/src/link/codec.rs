@@ -9,6 +9,8 @@ const SCHEME: &str = "save+dweb:";
 /// Longer than any link of this version: two payloads of the largest size in base32, and what stands around them.
 const MAX_TEXT: usize = 16 * 1024;
 const CHECKSUM_BYTES: usize = 5;
+/// So many characters tell a part's length, whether it takes one byte or two.
+const LENGTH_CHARS: usize = 4;
 /// The first of these characters ends the public part; `$` stands for `#` in the QR form.
 const SEPARATORS: [char; 2] = ['#', '$'];
 const PUBLIC_CONTEXT: &str = "save-dweb link v1 checksum of the public part";
@@ -44,8 +46,14 @@ fn append_part(text: &mut Zeroizing<String>, payload: &[u8], checksum: [u8; CHEC
 pub(super) fn parse(text: &str) -> Result<Link, LinkError> {
     let text = text.trim();
     let head = text.get(..SCHEME.len()).ok_or(LinkError::NotALink)?;
-    if !head.eq_ignore_ascii_case(SCHEME) || text.len() > MAX_TEXT {
+    if !head.eq_ignore_ascii_case(SCHEME) {
         return Err(LinkError::NotALink);
+    }
+    if text.len() > MAX_TEXT {
+        return Err(LinkError::TooLong {
+            bytes: text.len(),
+            limit: MAX_TEXT,
+        });
     }
     let rest = text.get(SCHEME.len()..).unwrap_or_default();
     let (version, rest) = segment(rest, LinkPart::Version)?;
@@ -87,8 +95,8 @@ pub(super) fn parse(text: &str) -> Result<Link, LinkError> {
         last: true,
     }
     .read(|payload| secret_checksum(kind, &public, payload))?;
-    check_payload(&public, kind.public_fields(), LinkPart::Public)?;
-    check_payload(&secret, kind.secret_fields(), LinkPart::Secret)?;
+    extension::behind(&public, kind.public_fields(), LinkPart::Public)?;
+    extension::behind(&secret, kind.secret_fields(), LinkPart::Secret)?;
     Link::from_payloads(kind, public.to_vec(), secret)
 }
 
@@ -97,31 +105,18 @@ fn segment(text: &str, part: LinkPart) -> Result<(&str, &str), LinkError> {
 }
 
 fn check_version(text: &str) -> Result<(), LinkError> {
-    let mistyped = LinkError::Mistyped {
-        part: LinkPart::Version,
-        position: None,
-    };
     let plain = !text.is_empty()
         && text.len() <= 9
         && !text.starts_with('0')
         && text.bytes().all(|b| b.is_ascii_digit());
     if !plain {
-        return Err(mistyped);
+        return Err(LinkError::BadVersion);
     }
     match text.parse() {
         Ok(LINK_VERSION) => Ok(()),
         Ok(version) => Err(LinkError::Newer { version }),
-        Err(_) => Err(mistyped),
+        Err(_) => Err(LinkError::BadVersion),
     }
-}
-
-/// The fixed fields must be there, and what follows them must be extensions.
-fn check_payload(payload: &[u8], fields: usize, part: LinkPart) -> Result<(), LinkError> {
-    payload
-        .get(fields..)
-        .and_then(extension::split)
-        .map(drop)
-        .ok_or(LinkError::Payload { part })
 }
 
 struct PartReader<'a> {
@@ -143,59 +138,82 @@ impl PartReader<'_> {
     ) -> Result<Zeroizing<Vec<u8>>, LinkError> {
         let count = self.text.chars().count();
         let Some((length, prefix)) = declared_length(self.text) else {
-            return Err(self.short_or_mistyped(count < 4));
+            return Err(self.too_short(count < LENGTH_CHARS));
         };
         let wanted = encoded_length(prefix + length + CHECKSUM_BYTES);
         if count < wanted {
             // If it has the length that such a part usually has, the mistake is in the length itself.
             let usual = encoded_length(1 + self.usual + CHECKSUM_BYTES);
-            return Err(self.short_or_mistyped(count != usual));
+            return Err(self.too_short(count != usual));
         }
-        let decoded = self.text.get(..wanted).and_then(decode);
-        let payload = decoded.and_then(|bytes| {
-            let payload = bytes.get(prefix..prefix + length)?;
-            let sum = bytes.get(prefix + length..)?;
-            (sum == checksum(payload).as_slice()).then(|| Zeroizing::new(payload.to_vec()))
-        });
+        let payload = match self.text.get(..wanted).map(decode) {
+            Some(Some(bytes)) => sound(&bytes, prefix, length, checksum),
+            // Nothing but its unused bits can be wrong with a text of this alphabet.
+            Some(None) if self.wrong_symbol().is_none() && count == wanted => {
+                return Err(self.wrong_character(wanted - 1));
+            }
+            _ => None,
+        };
         let Some(payload) = payload else {
-            return Err(self.mistyped());
+            let part = self.part;
+            return Err(match self.wrong_symbol() {
+                Some(at) => self.wrong_character(at),
+                None if count != wanted => LinkError::WrongLength { part },
+                None => LinkError::WrongChecksum { part },
+            });
         };
         if count == wanted {
-            return Ok(payload);
-        }
-        let position = self.offset + wanted + 1;
-        Err(match (self.part, self.last) {
-            (LinkPart::Secret, _) => LinkError::TrailingJunk { position },
-            // A sound public part that goes on without a separator.
-            (_, true) => LinkError::Mistyped {
-                part: LinkPart::Separator,
-                position: Some(position),
-            },
-            (part, false) => LinkError::Mistyped {
-                part,
-                position: Some(position),
-            },
-        })
-    }
-
-    fn short_or_mistyped(&self, may_be_short: bool) -> LinkError {
-        if self.last && may_be_short && self.wrong_symbol().is_none() {
-            LinkError::CutShort { part: self.part }
+            Ok(payload)
         } else {
-            self.mistyped()
+            Err(self.goes_on(wanted))
         }
     }
 
-    fn mistyped(&self) -> LinkError {
-        LinkError::Mistyped {
+    /// A sound part ends after so many characters, and others follow.
+    fn goes_on(&self, end: usize) -> LinkError {
+        let position = self.offset + end + 1;
+        match (self.part, self.last) {
+            (LinkPart::Secret, _) => LinkError::TrailingJunk { position },
+            (_, true) => LinkError::MissingSeparator { position },
+            (part, false) => match self.wrong_symbol() {
+                Some(at) => self.wrong_character(at),
+                None => LinkError::WrongLength { part },
+            },
+        }
+    }
+
+    fn too_short(&self, may_be_cut: bool) -> LinkError {
+        let part = self.part;
+        match self.wrong_symbol() {
+            Some(at) => self.wrong_character(at),
+            None if self.last && may_be_cut => LinkError::CutShort { part },
+            None => LinkError::WrongLength { part },
+        }
+    }
+
+    /// The error for the character that so many others of this part precede.
+    fn wrong_character(&self, at: usize) -> LinkError {
+        LinkError::WrongCharacter {
             part: self.part,
-            position: self.wrong_symbol().map(|at| self.offset + at + 1),
+            position: self.offset + at + 1,
         }
     }
 
     fn wrong_symbol(&self) -> Option<usize> {
         self.text.chars().position(|c| symbol(c).is_none())
     }
+}
+
+/// The payload, if its checksum is right.
+fn sound(
+    bytes: &[u8],
+    prefix: usize,
+    length: usize,
+    checksum: impl Fn(&[u8]) -> [u8; CHECKSUM_BYTES],
+) -> Option<Zeroizing<Vec<u8>>> {
+    let payload = bytes.get(prefix..prefix + length)?;
+    let sum = bytes.get(prefix + length..)?;
+    (sum == checksum(payload).as_slice()).then(|| Zeroizing::new(payload.to_vec()))
 }
 
 /// The value of a base32 character (RFC 4648, either case).
@@ -212,7 +230,7 @@ fn symbol(c: char) -> Option<u32> {
 fn declared_length(text: &str) -> Option<(usize, usize)> {
     let mut chars = text.chars();
     let mut bits = 0;
-    for _ in 0..4 {
+    for _ in 0..LENGTH_CHARS {
         bits = bits << 5 | symbol(chars.next()?)?;
     }
     // Four characters are 20 bits, of which the first 16 are two bytes.

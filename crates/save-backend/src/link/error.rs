@@ -15,8 +15,6 @@ pub enum LinkPart {
     Kind,
     /// The part before the `#`.
     Public,
-    /// The `#` itself.
-    Separator,
     /// The part after the `#`.
     Secret,
 }
@@ -27,7 +25,6 @@ impl fmt::Display for LinkPart {
             Self::Version => "the version",
             Self::Kind => "the kind",
             Self::Public => "the part before the '#'",
-            Self::Separator => "the '#'",
             Self::Secret => "the part after the '#'",
         })
     }
@@ -37,10 +34,20 @@ impl fmt::Display for LinkPart {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
-    /// The text does not begin with `save+dweb:` (or is far too long): it is something else altogether.
-    /// Ask for the link again.
+    /// The text does not begin with `save+dweb:`: it is something else altogether. Ask for the link again.
     #[error("this is not a link: it does not begin with 'save+dweb:'")]
     NotALink,
+    /// The text begins as a link does, and is longer than any link can be. Take away what does not belong to it.
+    #[error("this is no link: it has {bytes} bytes, and a link has {limit} at the most")]
+    TooLong {
+        /// How long the text is.
+        bytes: usize,
+        /// How long a link can be.
+        limit: usize,
+    },
+    /// What stands in the place of the version is no plain number. Copy the link again.
+    #[error("this link is mistyped in the version: it is not a number")]
+    BadVersion,
     /// The link was made by a newer version of Save. Update, or ask for a link made by this version.
     #[error(
         "this link has version {version}, and this program understands {LINK_VERSION}: a newer one is needed"
@@ -61,13 +68,37 @@ pub enum LinkError {
         /// Where it ends too early.
         part: LinkPart,
     },
-    /// A character is wrong, missing or one too many. Copy the link again.
-    #[error("this link is mistyped in {part}{}", AtPosition(*.position))]
-    Mistyped {
+    /// A character stands there that cannot: in links there are letters and the digits 2 to 7, and not all of these can be the last one
+    /// of a part. Copy the link again.
+    #[error(
+        "this link is mistyped in {part}: a character that cannot be there, at character {position}"
+    )]
+    WrongCharacter {
         /// Where the mistake is.
         part: LinkPart,
-        /// The place of the wrong character where it is known, counted from 1 over the trimmed link.
-        position: Option<usize>,
+        /// The place of the character, counted from 1 over the trimmed link.
+        position: usize,
+    },
+    /// A part has more or fewer characters than it says itself. Copy the link again.
+    #[error("this link is mistyped in {part}: characters are missing, or there are too many")]
+    WrongLength {
+        /// Where the mistake is.
+        part: LinkPart,
+    },
+    /// A part has the right characters in number and kind, and not the ones that it was made with; or it belongs to another link, or to one
+    /// of another kind. Copy the link again.
+    #[error(
+        "this link is mistyped in {part}: its checksum is wrong, so characters were changed or come from another link"
+    )]
+    WrongChecksum {
+        /// Where the mistake is.
+        part: LinkPart,
+    },
+    /// The part before the `#` is sound, and goes on with something else. Copy the link again.
+    #[error("this link is mistyped: there is no '#' at character {position}")]
+    MissingSeparator {
+        /// Where it should be, counted from 1 over the trimmed link.
+        position: usize,
     },
     /// A complete link, followed by something else. Take away what follows.
     #[error(
@@ -77,10 +108,22 @@ pub enum LinkError {
         /// Where the link is over, counted from 1 over the trimmed link.
         position: usize,
     },
-    /// The checksum is right, but what it protects is not what this kind of link holds: whoever made it made it wrong.
-    #[error("this link was made wrongly: {part} does not hold what a link of its kind holds")]
-    Payload {
-        /// The part that holds something else.
+    /// The checksum is right, but what it protects is shorter than what this kind of link holds: whoever made it made it wrong.
+    #[error("this link was made wrongly: {part} does not hold all that a link of its kind holds")]
+    MissingFields {
+        /// The part that is too short.
+        part: LinkPart,
+    },
+    /// The checksum is right, but an extension in it runs past the end: whoever made the link made it wrong.
+    #[error("this link was made wrongly: an extension in {part} is not complete")]
+    BrokenExtension {
+        /// The part that the extension stands in.
+        part: LinkPart,
+    },
+    /// A link was to be made of keys that are not all of one cryptosystem, or not of 32 bytes.
+    #[error("no link can be made of these keys: those for {part} are of another kind or length")]
+    Keys {
+        /// The part that they were for.
         part: LinkPart,
     },
     /// The link's keys belong to a cryptosystem that this version does not know. Update.
@@ -133,16 +176,5 @@ impl LinkError {
     /// Always `false`: the same text gives the same error, and what has expired stays so.
     pub fn is_retryable(&self) -> bool {
         false
-    }
-}
-
-struct AtPosition(Option<usize>);
-
-impl fmt::Display for AtPosition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(position) => write!(f, ", at character {position}"),
-            None => Ok(()),
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::LinkError;
+use super::{LinkError, LinkPart};
 
 /// The longest label, in bytes.
 pub const MAX_LABEL: usize = 64;
@@ -77,8 +77,20 @@ pub fn check_label(text: &str) -> Result<&str, LabelProblem> {
     }
 }
 
-/// Type and value of each extension; none if the last one runs past the end.
-pub(super) fn split(mut rest: &[u8]) -> Option<Vec<(u8, &[u8])>> {
+/// Type and value of each extension behind the fixed fields of a payload, which have to be there.
+pub(super) fn behind(
+    payload: &[u8],
+    fields: usize,
+    part: LinkPart,
+) -> Result<Vec<(u8, &[u8])>, LinkError> {
+    let rest = payload
+        .get(fields..)
+        .ok_or(LinkError::MissingFields { part })?;
+    split(rest).ok_or(LinkError::BrokenExtension { part })
+}
+
+/// None if the last one runs past the end.
+fn split(mut rest: &[u8]) -> Option<Vec<(u8, &[u8])>> {
     let mut fields = Vec::new();
     while let [number, length, tail @ ..] = rest {
         let (value, tail) = tail.split_at_checked(usize::from(*length))?;

@@ -49,9 +49,18 @@ fn name(error: &LinkError) -> String {
         LinkError::Newer { version } => format!("newer({version})"),
         LinkError::UnknownKind { kind } => format!("unknown-kind({kind})"),
         LinkError::CutShort { part } => format!("cut-short({part:?})").to_lowercase(),
-        LinkError::Mistyped { part, .. } => format!("mistyped({part:?})").to_lowercase(),
+        LinkError::TooLong { .. } => "too-long".into(),
+        LinkError::BadVersion => "bad-version".into(),
+        LinkError::WrongCharacter { part, position } => {
+            format!("wrong-character({part:?},{position})").to_lowercase()
+        }
+        LinkError::WrongLength { part } => format!("wrong-length({part:?})").to_lowercase(),
+        LinkError::WrongChecksum { part } => format!("wrong-checksum({part:?})").to_lowercase(),
+        LinkError::MissingSeparator { position } => format!("missing-separator({position})"),
         LinkError::TrailingJunk { position } => format!("trailing-junk({position})"),
-        LinkError::Payload { part } => format!("payload({part:?})").to_lowercase(),
+        LinkError::MissingFields { part } => format!("missing-fields({part:?})").to_lowercase(),
+        LinkError::BrokenExtension { part } => format!("broken-extension({part:?})").to_lowercase(),
+        LinkError::Keys { .. } => "keys".into(),
         LinkError::UnknownCrypto => "unknown-crypto".into(),
         LinkError::Repeated { extension } => format!("repeated({extension})"),
         LinkError::ExpiryLength { bytes } => format!("expiry-length({bytes})"),
@@ -298,7 +307,7 @@ fn unknown_extensions_are_kept_and_broken_ones_refused() {
     for bad in [&[7][..], &[7, 1], &[7, 3, 1, 2]] {
         assert_eq!(
             Link::parse(&with(bad).expose()).unwrap_err(),
-            LinkError::Payload {
+            LinkError::BrokenExtension {
                 part: LinkPart::Public
             }
         );
@@ -309,12 +318,35 @@ fn unknown_extensions_are_kept_and_broken_ones_refused() {
 }
 
 #[test]
+fn what_is_longer_than_any_link_is_called_so() {
+    let text = build(LinkKind::Member, [1; 32], [2; 32], [0; 32], [0; 32]).expose();
+    let long = format!("{}{}", *text, "a".repeat(16 * 1024 - text.len()));
+    let position = text.len() + 1;
+    assert_eq!(
+        Link::parse(&long).unwrap_err(),
+        LinkError::TrailingJunk { position }
+    );
+    assert_eq!(
+        Link::parse(&format!("{long}a")).unwrap_err(),
+        LinkError::TooLong {
+            bytes: 16 * 1024 + 1,
+            limit: 16 * 1024
+        }
+    );
+    // Something else altogether is not called a long link.
+    assert_eq!(
+        Link::parse(&"a".repeat(20_000)).unwrap_err(),
+        LinkError::NotALink
+    );
+}
+
+#[test]
 fn keys_of_other_lengths_are_refused() {
     let key = public([1; 32]);
     let short = SecretKey::new(CRYPTO_KIND_VLD0, BareSecretKey::new(&[1; 31]));
     assert_eq!(
         Link::member(&key, &short).unwrap_err(),
-        LinkError::Payload {
+        LinkError::Keys {
             part: LinkPart::Secret
         }
     );
@@ -397,6 +429,53 @@ proptest! {
         prop_assert!(Link::parse(&wrong).is_err(), "{}", wrong);
     }
 
+    /// What is wrong with one character of a part is told from everything else, and where it can be known, its place is right.
+    #[test]
+    fn each_mistake_has_its_own_error(
+        link in links(),
+        secret in any::<bool>(),
+        at in any::<prop::sample::Index>(),
+        other in 1_u8..32,
+        strange in prop::sample::select(vec!['0', '1', '8', '9', '-', ' ', '/', '.', 'é', '😀']),
+    ) {
+        let text = link.expose().to_string();
+        let separator = text.find('#').unwrap();
+        let (part, start, end) = match secret {
+            true => (LinkPart::Secret, separator + 1, text.len()),
+            false => (LinkPart::Public, text[..separator].rfind('/').unwrap() + 1, separator),
+        };
+        let changed = |at: usize, to: &str| format!("{}{to}{}", &text[..at], &text[at + 1..]);
+        // White space at the end of a link is none of it.
+        let anywhere = start + at.index(end - start);
+        if anywhere + 1 < text.len() {
+            prop_assert_eq!(
+                Link::parse(&changed(anywhere, &strange.to_string())),
+                Err(LinkError::WrongCharacter { part, position: anywhere + 1 })
+            );
+        }
+        // Behind the characters that tell the length, and before the one with unused bits.
+        let within = start + 4 + at.index(end - start - 5);
+        let alphabet = b"abcdefghijklmnopqrstuvwxyz234567";
+        let here = alphabet.iter().position(|c| *c == text.as_bytes()[within]).unwrap();
+        let other = char::from(alphabet[(here + usize::from(other)) % 32]).to_string();
+        prop_assert_eq!(
+            Link::parse(&changed(within, &other)),
+            Err(LinkError::WrongChecksum { part })
+        );
+        let longer = format!("{}{other}{}", &text[..within], &text[within..]);
+        prop_assert_eq!(Link::parse(&longer), Err(LinkError::WrongLength { part }));
+        if !secret {
+            prop_assert_eq!(
+                Link::parse(&changed(within, "")),
+                Err(LinkError::WrongLength { part })
+            );
+            prop_assert_eq!(
+                Link::parse(&changed(separator, &other)),
+                Err(LinkError::MissingSeparator { position: separator + 1 })
+            );
+        }
+    }
+
     #[test]
     fn a_swap_a_gap_and_an_addition_are_found(text in texts(), at in any::<prop::sample::Index>(), typed in "[a-z2-7]") {
         let at = at.index(text.len() - 1);
@@ -421,7 +500,7 @@ proptest! {
         } else {
             let cut = matches!(error, LinkError::CutShort { .. });
             // Cut just where the rest has the length of a part without extensions, a wrong length is as likely.
-            let doubtful = matches!(error, LinkError::Mistyped { .. });
+            let doubtful = matches!(error, LinkError::WrongLength { .. });
             prop_assert!(cut || doubtful, "{:?}", error);
         }
     }
