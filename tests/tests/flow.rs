@@ -27,7 +27,7 @@ async fn the_backend_runs_veilid_and_holds_its_directory() {
     let ana = Device::start(&devnet, "ana").await;
     let ben = Device::start(&devnet, "ben").await;
     for device in [&ana, &ben] {
-        let status = device.backend.status();
+        let status = device.backend.status().await;
         assert!(status.online, "{status:?}");
     }
     assert!(ana.on(|b| async move { b.groups().await }).await.is_empty());
@@ -321,7 +321,12 @@ async fn a_file_comes_from_everybody_who_has_it_and_the_dead_are_left_alone() {
     devnet.stop().await.unwrap();
 }
 
-/// What is written without a network is kept over a restart and published when there is one.
+/// What of the first group is not published, as the status says it.
+async fn pending(device: &Device) -> Vec<Unpublished> {
+    device.backend.status().await.groups.remove(0).pending
+}
+
+/// What is written without a network is kept over a restart and published when there is one. The status says what it is.
 #[tokio::test]
 async fn writing_works_offline_and_is_published_after_a_restart() {
     let devnet = devnet().await;
@@ -338,7 +343,24 @@ async fn writing_works_offline_and_is_published_after_a_restart() {
     ana.on(move |b| async move { b.delete(&of, &peers::path("old.txt")).await.unwrap() })
         .await;
     assert!(ana.backend.group(&id).unwrap().has_unpublished());
+    use Unpublished::{Files, Group, Member, Slot, Tunnel};
+    assert_eq!(pending(&ana).await, [Files, Slot]);
+    let of = id.clone();
+    ana.on(move |b| async move { b.rename_me(&of, "Ana").await.unwrap() })
+        .await;
+    assert_eq!(pending(&ana).await, [Member, Files, Slot]);
+    let of = id.clone();
+    ana.on(move |b| async move { b.rename_group(&of, "Field").await.unwrap() })
+        .await;
+    assert_eq!(pending(&ana).await, [Group, Member, Files, Slot]);
+    // That the tunnel is gone is told to nobody either.
     let ana = ana.restart().await;
+    assert_eq!(pending(&ana).await, [Group, Member, Files, Slot, Tunnel]);
+    let status = serde_json::to_value(ana.backend.status().await).unwrap();
+    assert_eq!(
+        status["groups"][0]["pending"],
+        serde_json::json!(["group", "member", "files", "slot", "tunnel"])
+    );
     assert_eq!(ana.get(&id, "offline.txt").await, b"written in the field");
     let group = ana.on(|b| async move { b.groups().await.remove(0) }).await;
     assert!(
@@ -350,6 +372,13 @@ async fn writing_works_offline_and_is_published_after_a_restart() {
     ana.flush(&id).await;
     ben.list_until(&id, |paths| paths == ["offline.txt"]).await;
     assert_eq!(ben.get(&id, "offline.txt").await, b"written in the field");
+    timeout(LIMIT, async {
+        while !pending(&ana).await.is_empty() {
+            sleep(Duration::from_millis(200)).await;
+        }
+    })
+    .await
+    .unwrap();
     ana.stop().await;
     ben.stop().await;
     devnet.stop().await.unwrap();
@@ -427,7 +456,7 @@ async fn a_broken_group_harms_no_other() {
     let mut ana = ana;
     for _ in 0..2 {
         ana = ana.restart().await;
-        let status = ana.backend.status();
+        let status = ana.backend.status().await;
         assert_eq!(status.groups.len(), 2, "{status:?}");
         for group in status.groups {
             assert_eq!(group.broken.is_some(), group.id == broken.to_string());
@@ -487,7 +516,7 @@ async fn a_device_that_stays_offline_sends_nothing() {
         // Long enough for everything that wants to be published to have had its turn.
         let flushed = b.flush(&of, Duration::from_secs(3)).await;
         assert!(flushed.is_err());
-        assert!(!b.status().online);
+        assert!(!b.is_online());
     })
     .await;
     assert_eq!(sent(&ana).await, ["0", "0", "0"]);
@@ -503,7 +532,7 @@ async fn a_device_that_stays_offline_sends_nothing() {
     ben.list_until(&id, |paths| paths == ["first.txt"]).await;
     ana.on(|b| async move {
         b.go_offline().await.unwrap();
-        while b.status().attachment != "detached" {
+        while b.status().await.attachment != "detached" {
             sleep(Duration::from_millis(50)).await;
         }
     })

@@ -291,7 +291,7 @@ async fn two_devices_of_a_member_write_one_repo() {
     tablet
         .put_unpublished(&id, "both.txt", b"of the tablet".to_vec())
         .await;
-    assert!(tablet.backend.status().groups[0].unpublished);
+    assert!(tablet.backend.status().await.groups[0].unpublished);
     ana.put(&id, "from-phone.txt", b"phone".to_vec()).await;
     ana.put(&id, "both.txt", b"of the phone".to_vec()).await;
     ana.put(&id, "both.txt", b"of the phone, later".to_vec())

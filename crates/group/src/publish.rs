@@ -7,6 +7,7 @@ use std::{
 };
 
 use dht_records::{Fetch, SLOTS, SlotIndex, SlotRoot, SlotValue};
+use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::{
@@ -22,7 +23,8 @@ const ROUND: Duration = Duration::from_secs(300);
 const RACES: usize = 16;
 
 /// Something that this device wrote and that the network does not have yet. It is kept here, and tried again by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Unpublished {
     /// The group's name, or where it moved to.
@@ -356,5 +358,18 @@ mod tests {
         assert!(now.failed_since(before).is_none());
         now.reached(3);
         assert_eq!(now.done, 7);
+    }
+
+    #[test]
+    fn what_is_not_published_has_one_word() {
+        for what in [
+            Unpublished::Group,
+            Unpublished::Member,
+            Unpublished::Files,
+            Unpublished::Slot,
+            Unpublished::Tunnel,
+        ] {
+            assert_eq!(serde_json::to_value(what).unwrap(), what.as_str());
+        }
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use dht_records::RecordEvent;
 use futures::future::join_all;
-use group::{Group, GroupContext};
+use group::{Group, GroupContext, Unpublished};
 use serde::Serialize;
 use store_adapter::{GcReport, Protection, VerifyProgress, VerifyReport};
 use tokio::{
@@ -23,7 +23,7 @@ use veilid_core::{AttachmentState, VeilidAPI, VeilidAPIError};
 
 use crate::{
     BackendBuilder, Error, EventKind, EventStream, GroupId, KeyStorage, Result, events::Events,
-    state::State,
+    groups::pending, state::State,
 };
 
 /// How long stopping tries to withdraw the tunnels from the DHT. What Veilid's own shutdown takes comes on top.
@@ -76,6 +76,8 @@ pub struct GroupStatus {
     pub id: String,
     /// Whether something that was written here is not published yet.
     pub unpublished: bool,
+    /// What that is. Empty also where it cannot be read.
+    pub pending: Vec<Unpublished>,
     /// Bytes of files and lists that came from other members since the start.
     pub received: u64,
     /// Why the group could not be opened, if it could not. What is on disk of it is untouched.
@@ -232,34 +234,38 @@ impl Backend {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How the device is doing, at once.
-    pub fn status(&self) -> Status {
+    /// How the device is doing. Waits for no network.
+    pub async fn status(&self) -> Status {
         let attachment = self.inner.attachment.borrow().clone();
-        let broken = self
-            .broken()
-            .clone()
-            .into_iter()
-            .map(|(id, error)| GroupStatus {
-                id,
-                unpublished: false,
-                received: 0,
-                broken: Some(error),
+        let open = self.groups_map().clone();
+        let mut groups = Vec::with_capacity(open.len());
+        for (id, group) in open {
+            groups.push(GroupStatus {
+                id: id.to_string(),
+                unpublished: group.has_unpublished(),
+                pending: pending(&group).await,
+                received: group.bytes_received(),
+                broken: None,
             });
+        }
+        let broken = self.broken().clone().into_iter();
+        groups.extend(broken.map(|(id, error)| GroupStatus {
+            id,
+            unpublished: false,
+            pending: Vec::new(),
+            received: 0,
+            broken: Some(error),
+        }));
         Status {
             attachment: attachment.state,
             online: attachment.online,
-            groups: self
-                .groups_map()
-                .iter()
-                .map(|(id, group)| GroupStatus {
-                    id: id.to_string(),
-                    unpublished: group.has_unpublished(),
-                    received: group.bytes_received(),
-                    broken: None,
-                })
-                .chain(broken)
-                .collect(),
+            groups,
         }
+    }
+
+    /// Whether the device can reach others and publish.
+    pub fn is_online(&self) -> bool {
+        self.inner.attachment.borrow().online
     }
 
     /// Waits until the device is on the network.

@@ -479,11 +479,16 @@ pub(crate) async fn info(id: &GroupId, group: &Group) -> GroupInfo {
         role: group.role(),
         writable: group.own_repo().is_some(),
         unpublished: group.has_unpublished(),
-        pending: group.unpublished().await.unwrap_or_else(|error| {
-            tracing::debug!(%error, "what is not published cannot be read");
-            Vec::new()
-        }),
+        pending: pending(group).await,
     }
+}
+
+/// What of a group is not published.
+pub(crate) async fn pending(group: &Group) -> Vec<Unpublished> {
+    group.unpublished().await.unwrap_or_else(|error| {
+        tracing::debug!(%error, "what is not published cannot be read");
+        Vec::new()
+    })
 }
 
 pub(crate) fn check_name(what: &'static str, name: &str, longest: usize) -> Result<()> {

@@ -157,7 +157,7 @@ impl Device {
 
     /// Checks that what was there before the change is there, and is what it was.
     pub(crate) async fn check_kept(&self) {
-        for group in self.backend.status().groups {
+        for group in self.backend.status().await.groups {
             assert_eq!(group.broken, None, "a group cannot be opened");
         }
         let own = self.own().await;

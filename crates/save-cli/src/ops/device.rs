@@ -9,7 +9,7 @@ use crate::items::{Item, Stage};
 
 impl Context<'_> {
     pub(super) async fn status(&self) -> Result<()> {
-        let status = self.backend.status();
+        let status = self.backend.status().await;
         let online = status.online;
         let backend = serde_json::to_value(status).map_err(|error| Error::Protocol {
             reason: error.to_string(),

@@ -145,7 +145,7 @@ impl Context<'_> {
 
     /// Waits for the network, where that is allowed.
     pub(super) async fn online(&self) -> Result<()> {
-        if self.backend.status().online {
+        if self.backend.is_online() {
             return Ok(());
         }
         if self.offline {
@@ -189,7 +189,7 @@ impl Context<'_> {
                 done = &mut published => return Ok(done?),
                 () = tokio::time::sleep(PUBLICATION_INTERVAL) => {}
             }
-            let stage = match self.backend.status().online {
+            let stage = match self.backend.is_online() {
                 true => Stage::Publishing,
                 false => Stage::Connecting,
             };
