@@ -298,7 +298,7 @@ impl Raw {
                 let (repo, keys) = Repo::create(&context, &access, "Mallory").await.unwrap();
                 let listener = tunnels.listen(psk).await.unwrap();
                 let route = listener.route().borrow().clone().unwrap();
-                let _ = answered(|| repo.publish_tunnel(&route)).await;
+                let _ = answered(|| repo.publish_tunnel(&route, None)).await;
                 let record = GroupRecord::attach(&records, access).await.unwrap();
                 let taken: Vec<u32> = answered(|| record.slots(Fetch::Network))
                     .await

@@ -600,6 +600,7 @@ async fn writers_who_race_are_told_who_won() {
                 route: vec![3; 757],
                 device: DeviceId([1; 16]),
                 published_at: 5,
+                role: None,
             };
             repo.set_tunnel(&tunnel).await.unwrap();
             let published = answered(|| repo.publish()).await;

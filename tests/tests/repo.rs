@@ -145,7 +145,7 @@ async fn name_root_and_tunnels_are_read_back_on_another_device() {
             let (repo, keys) = Repo::create(&ctx, &group, "Alice's archive").await.unwrap();
             write(&repo, "notes/first.txt", b"They said that ...").await;
             write(&repo, "photo.png", &[7; 100_000]).await;
-            let published = answered(|| repo.publish_tunnel(b"the blob of a route")).await;
+            let published = answered(|| repo.publish_tunnel(b"the blob of a route", None)).await;
             assert!(published.is_complete(), "{published:?}");
             assert!(repo.record().unpublished().await.unwrap().is_empty());
             (repo, keys)
@@ -239,7 +239,7 @@ async fn two_devices_of_one_member_publish_into_one_repo() {
             let (repo, keys) = Repo::create(&ctx, &group, "Carol").await.unwrap();
             write(&repo, "shared", b"1").await;
             assert!(
-                answered(|| repo.publish_tunnel(b"route of the phone"))
+                answered(|| repo.publish_tunnel(b"route of the phone", None))
                     .await
                     .is_complete()
             );
@@ -270,7 +270,7 @@ async fn two_devices_of_one_member_publish_into_one_repo() {
             write(&repo, "laptop", b"2").await;
             let _ = answered(|| repo.tunnels(Fetch::Network)).await;
             assert!(
-                answered(|| repo.publish_tunnel(b"route of the laptop"))
+                answered(|| repo.publish_tunnel(b"route of the laptop", None))
                     .await
                     .is_complete()
             );

@@ -29,7 +29,7 @@ pub use keys::{ContentKey, GroupSecret, LocatorKey, SubKey, public_of};
 pub use record::{Changed, Fetch, Outcome, Published, Stamped, Watch};
 pub use records::{RecordEvent, Records, RecordsOptions};
 pub use repo::{
-    DeviceId, MAX_TUNNELS, MoveNotice, RepoMetadata, RepoRecord, RootValue, TunnelEntry,
+    DeviceId, GuestRole, MAX_TUNNELS, MoveNotice, RepoMetadata, RepoRecord, RootValue, TunnelEntry,
     TunnelValue,
 };
 pub use slot::{Leave, MAX_NAME, SLOTS, Slot, SlotIndex, SlotRoot, SlotValue};

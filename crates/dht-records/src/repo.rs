@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use veilid_core::{KeyPair, PublicKey, RecordKey};
 
 use crate::access::GroupAccess;
@@ -107,6 +107,31 @@ pub struct TunnelValue {
     pub device: DeviceId,
     /// When it was published, in seconds since 1970.
     pub published_at: u64,
+    /// What the device is, if it has no slot, as it says itself: whoever has a link of any kind can write into the guests' record. None
+    /// where it says nothing, as members and earlier versions do, or a word that is not known here.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "known_role"
+    )]
+    pub role: Option<GuestRole>,
+}
+
+/// What somebody without a slot is in a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum GuestRole {
+    /// Reads everything, and writes nothing.
+    Reader,
+    /// Stores, verifies and serves what it cannot read.
+    Replica,
+}
+
+/// A role that only newer programs know does not make a tunnel unreadable.
+fn known_role<'de, D: Deserializer<'de>>(json: D) -> Result<Option<GuestRole>, D::Error> {
+    let role = serde_json::Value::deserialize(json)?;
+    Ok(GuestRole::deserialize(role).ok())
 }
 
 impl fmt::Debug for TunnelValue {
@@ -114,6 +139,7 @@ impl fmt::Debug for TunnelValue {
         f.debug_struct("TunnelValue")
             .field("device", &self.device)
             .field("published_at", &self.published_at)
+            .field("role", &self.role)
             .finish_non_exhaustive()
     }
 }

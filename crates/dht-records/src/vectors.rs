@@ -10,6 +10,7 @@ use veilid_core::{
 use crate::contexts::Purpose;
 use crate::error::Error;
 use crate::keys::GroupSecret;
+use crate::repo::{DeviceId, GuestRole, TunnelValue};
 use crate::slot::{SlotContext, SlotIndex, SlotRoot, SlotValue};
 use crate::testing::Node;
 use crate::value::{self, Kind, Place, ValueKey};
@@ -164,6 +165,35 @@ fn values_are_as_documented() {
             error,
             "{name}"
         );
+    }
+}
+
+#[test]
+fn tunnels_are_as_documented() {
+    let doc = documented();
+    let tunnel = |role| TunnelValue {
+        route: vec![1, 2, 3],
+        device: DeviceId([0x0f; 16]),
+        published_at: 1_772_366_400,
+        role,
+    };
+    for (name, role) in [
+        ("tunnel_payload", None),
+        ("tunnel_of_reader_payload", Some(GuestRole::Reader)),
+        ("tunnel_of_replica_payload", Some(GuestRole::Replica)),
+    ] {
+        let json = serde_json::to_vec(&tunnel(role)).unwrap();
+        assert_eq!(json, doc[name], "{name}");
+        let read: TunnelValue = serde_json::from_slice(&doc[name]).unwrap();
+        assert_eq!(read, tunnel(role), "{name}");
+    }
+    let newer = String::from_utf8(doc["tunnel_of_unknown_role_payload"].clone()).unwrap();
+    // Nor does a role that is no word make a tunnel unreadable.
+    let odd = newer.replace("\"of a newer program\"", "{\"a\":[1]}");
+    assert_ne!(odd, newer);
+    for text in [newer, odd] {
+        let read: TunnelValue = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, tunnel(None), "{text}");
     }
 }
 

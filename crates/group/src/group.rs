@@ -109,6 +109,11 @@ pub enum GroupEvent {
         /// Whose.
         repo: PublicKey,
     },
+    /// A device of a member, or of a guest, began or ceased to advertise a tunnel, as far as that was looked for.
+    PresenceChanged {
+        /// Whose: the key of a member's repo, or that of the guests' record.
+        repo: PublicKey,
+    },
     /// A member's collection is here in its newest version.
     CollectionSynced {
         /// Whose.
@@ -182,6 +187,8 @@ pub(crate) struct Inner {
     pub(crate) reaching: tokio::sync::Mutex<()>,
     /// A member's root changed, whoever saw it first.
     pub(crate) roots_changed: Notify,
+    /// A slot changed.
+    pub(crate) slots_changed: Notify,
     pub(crate) dirty: Notify,
     /// Counts local changes; what is published lags behind it.
     pub(crate) changes: watch::Sender<u64>,
@@ -239,7 +246,7 @@ impl Inner {
     /// A device answered.
     pub(crate) fn heard(&self, peer: &PeerId) {
         self.ignore().heard(peer);
-        self.peers.heard(peer, self.ctx.clock.now());
+        self.peers.heard(peer);
     }
 
     pub(crate) fn ignore(&self) -> MutexGuard<'_, IgnoreList<PeerId>> {
@@ -384,6 +391,7 @@ impl Group {
         group.take_up_ledger().await?;
         group.take_up_slots(Fetch::Cached).await?;
         group.let_go_of_the_rest().await;
+        group.recall_presence().await?;
         let mut all = true;
         for repo in group.other_repos().await? {
             // Parts of a list that is on its way are named by nothing yet.
@@ -410,10 +418,12 @@ impl Group {
 
     /// Reads what this device remembers of the group beside the files.
     async fn take_up_ledger(&self) -> Result<()> {
+        let now = self.inner.ctx.clock.now();
         for (_, row) in self.inner.ledger.load().await? {
             if !self.inner.held.take_up(&row)
                 && !self.inner.queue.take_up(&row)
                 && !self.take_up_member(&row)
+                && !self.inner.peers.presences.take_up_row(&row, now)
                 && !self.take_up_edits(&row).await
             {
                 tracing::debug!("a row of a kind that this version does not know is left alone");
@@ -430,7 +440,9 @@ impl Group {
         guests: Repo,
     ) -> Self {
         let psk = Psk::from_bytes(*access.locator().derive(Purpose::TunnelPsk).as_bytes());
-        let peers = Peers::new(ctx.tunnels.clone(), psk, ctx.device);
+        let events = broadcast::Sender::new(EVENTS);
+        let (tunnels, clock) = (ctx.tunnels.clone(), ctx.clock.clone());
+        let peers = Peers::new(tunnels, psk, ctx.device, clock, events.clone());
         let held = Arc::new(Held::default());
         Self {
             inner: Arc::new(Inner {
@@ -454,10 +466,11 @@ impl Group {
                 syncing: Mutex::default(),
                 reaching: tokio::sync::Mutex::default(),
                 roots_changed: Notify::new(),
+                slots_changed: Notify::new(),
                 dirty: Notify::new(),
                 changes: watch::Sender::new(0),
                 publishing: watch::Sender::default(),
-                events: broadcast::Sender::new(EVENTS),
+                events,
                 cancel: CancellationToken::new(),
                 tasks: TaskTracker::new(),
             }),

@@ -2,7 +2,9 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use dht_records::{DeviceId, Fetch, GroupAccess, GroupMetadata, SlotIndex, SlotRoot, SlotValue};
+use dht_records::{
+    DeviceId, Fetch, GroupAccess, GroupMetadata, GuestRole, SlotIndex, SlotRoot, SlotValue,
+};
 use futures::{StreamExt, stream::FuturesUnordered};
 use repo::Repo;
 use serde::{Deserialize, Serialize};
@@ -34,6 +36,14 @@ impl Role {
             GroupAccess::Replica { .. } => Self::Replica,
         }
     }
+
+    fn of_guest(role: GuestRole) -> Option<Self> {
+        match role {
+            GuestRole::Reader => Some(Self::Reader),
+            GuestRole::Replica => Some(Self::Replica),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Role {
@@ -54,16 +64,19 @@ pub struct Member {
     pub name: Option<String>,
     /// The public key of their data repository, which identifies them.
     pub repo: PublicKey,
+    /// What they are, where that is known: whoever has a slot is a member.
+    pub role: Option<Role>,
     /// Whether this is the member that this device writes as.
     pub is_self: bool,
     /// Files in their collection, as their slot states it.
     pub files: u64,
     /// Bytes in their collection before sealing, as their slot states it.
     pub bytes: u64,
-    /// Devices of theirs that advertise a tunnel, this one excepted, as far as that was looked for.
+    /// Devices of theirs that advertise a tunnel now, this one excepted, as far as that was looked for. One that stopped cleanly
+    /// advertises none; one that lost its network or its power does so still.
     pub tunnels: usize,
-    /// When one of their other devices last answered or published its tunnel, in seconds since 1970, as far as is known since this
-    /// device started. The second is what their clock says.
+    /// When one of their other devices last answered or published its tunnel, in seconds since 1970. The second is what their clock says,
+    /// and never later than this device's. It is kept when they stop, and when this device does.
     pub last_seen: Option<u64>,
 }
 
@@ -73,6 +86,8 @@ pub struct Member {
 pub struct Guest {
     /// The device.
     pub device: DeviceId,
+    /// What it is, as it says itself: whoever has a link of any kind can write that, and older versions say nothing.
+    pub role: Option<Role>,
     /// When it last answered or published its tunnel, as in [`Member`].
     pub last_seen: u64,
 }
@@ -108,13 +123,19 @@ struct Row {
 }
 
 impl Group {
-    /// The members, from what was seen last; with `Fetch::Network` their slots are read again first.
+    /// The members, from what was seen last; with `Fetch::Network` their slots are read again first, and for at most 4 seconds more the
+    /// tunnels that they advertise.
+    ///
+    /// While the group is started, both are read in the background as well: the slots when they change, the tunnels of each member after
+    /// a start and after a change of their slot, again after 15 seconds, and then after twice as long each time up to 10 minutes while
+    /// nothing changes. In groups of more than some 60 members it takes longer, since at most 6 a minute are looked at in the long run.
     ///
     /// # Errors
     /// With `Fetch::Network` those of the network; with `Fetch::Cached` only those of the local disk.
     pub async fn members(&self, fetch: Fetch) -> Result<Vec<Member>> {
         if matches!(fetch, Fetch::Network) {
             self.refresh_members().await?;
+            self.look_at_members().await;
         }
         let inner = &self.inner;
         let known: Vec<Known> = self.known_members();
@@ -141,10 +162,11 @@ impl Group {
     }
 
     fn shown(&self, repo: &PublicKey, name: Option<String>, root: Option<SlotRoot>) -> Member {
-        let presence = self.inner.peers.presence(repo);
+        let presence = self.inner.peers.presences.of(repo);
         Member {
             name,
             repo: repo.clone(),
+            role: Some(Role::Member),
             is_self: false,
             files: root.map_or(0, |root| root.files),
             bytes: root.map_or(0, |root| root.bytes),
@@ -166,11 +188,14 @@ impl Group {
         } else {
             self.inner.peers.of(guests, fetch).await?;
         }
-        let presence = self.inner.peers.presence(guests.public_key());
-        Ok(presence
-            .devices
-            .into_iter()
-            .map(|(device, last_seen)| Guest { device, last_seen })
+        let presence = self.inner.peers.presences.of(guests.public_key());
+        let devices = presence.devices.into_iter();
+        Ok(devices
+            .map(|(device, seen)| Guest {
+                device,
+                role: seen.role.and_then(Role::of_guest),
+                last_seen: seen.at,
+            })
             .collect())
     }
 
@@ -321,6 +346,7 @@ impl Group {
             self.let_go(&repo).await;
         }
         inner.emit(GroupEvent::MembersChanged);
+        inner.slots_changed.notify_one();
         if newcomer {
             inner.engine.newcomer();
         }
@@ -397,11 +423,26 @@ impl Group {
         let forgotten = async {
             self.repo(repo).await?.forget().await?;
             self.inner.repos.lock().await.remove(repo);
+            self.inner.peers.presences.write(&self.inner.ledger).await?;
             self.forget_wanted_of(repo).await
         };
         if let Err(error) = forgotten.await {
             tracing::warn!(%error, "what somebody who left had is still here");
         }
+    }
+
+    /// Takes up from what is here who advertises a tunnel, and when they were seen.
+    pub(crate) async fn recall_presence(&self) -> Result<()> {
+        let mut repos = self.other_repos().await?;
+        repos.extend(self.own_repo().cloned());
+        repos.push(self.inner.guests.clone());
+        for repo in repos {
+            // What one of them published must not keep this device from its own files.
+            if let Err(error) = self.inner.peers.recall(&repo).await {
+                tracing::debug!(%error, "a member's tunnels cannot be read");
+            }
+        }
+        Ok(())
     }
 
     /// The repos of the other members who left.
@@ -421,6 +462,7 @@ impl Group {
         let rest = async {
             let mut failed = None;
             for repo in self.left_repos().await? {
+                self.inner.peers.forget(repo.public_key());
                 let gone = async {
                     // One that is damaged goes, too.
                     if !matches!(repo.held_root().await, Ok(None)) {

@@ -1,19 +1,22 @@
 //! The devices of the other members, and the tunnels to them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use dht_records::{DeviceId, Fetch, RepoRecord};
-use repo::Repo;
-use tokio::time::timeout;
+use dht_records::{DeviceId, Fetch, RepoRecord, TunnelValue};
+use repo::{Clock, Repo};
+use tokio::{
+    sync::broadcast,
+    time::{Instant, timeout},
+};
 use tunnels::{Psk, RouteSource, Session, Tunnels};
 use veilid_core::PublicKey;
 
-use crate::Result;
+use crate::{GroupEvent, Result, presence::Presences};
 
 /// How long a look for a fresh route may take before the one known from earlier is tried.
 const ROUTE: Duration = Duration::from_secs(5);
@@ -44,30 +47,28 @@ pub(crate) struct Peers {
     tunnels: Tunnels,
     psk: Psk,
     own_device: DeviceId,
+    clock: Arc<dyn Clock>,
+    events: broadcast::Sender<GroupEvent>,
     known: Mutex<HashMap<PeerId, Arc<Peer>>>,
-    presence: Mutex<HashMap<PublicKey, Presence>>,
-}
-
-/// The other devices that advertise a tunnel in a repo, as far as that was looked for, and when each was last seen.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Presence {
-    pub(crate) devices: BTreeMap<DeviceId, u64>,
-}
-
-impl Presence {
-    pub(crate) fn last_seen(&self) -> Option<u64> {
-        self.devices.values().max().copied()
-    }
+    pub(crate) presences: Presences,
 }
 
 impl Peers {
-    pub(crate) fn new(tunnels: Tunnels, psk: Psk, own_device: DeviceId) -> Self {
+    pub(crate) fn new(
+        tunnels: Tunnels,
+        psk: Psk,
+        own_device: DeviceId,
+        clock: Arc<dyn Clock>,
+        events: broadcast::Sender<GroupEvent>,
+    ) -> Self {
         Self {
             tunnels,
             psk,
             own_device,
+            clock,
+            events,
             known: Mutex::default(),
-            presence: Mutex::default(),
+            presences: Presences::default(),
         }
     }
 
@@ -75,29 +76,54 @@ impl Peers {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn presences(&self) -> MutexGuard<'_, HashMap<PublicKey, Presence>> {
-        self.presence.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Who was seen in a repo.
-    pub(crate) fn presence(&self, repo: &PublicKey) -> Presence {
-        self.presences().get(repo).cloned().unwrap_or_default()
-    }
-
     /// A device answered.
-    pub(crate) fn heard(&self, peer: &PeerId, now: u64) {
-        let mut presences = self.presences();
-        let seen = presences
-            .get_mut(&peer.repo)
-            .and_then(|presence| presence.devices.get_mut(&peer.device));
-        if let Some(seen) = seen {
-            *seen = now.max(*seen);
-        }
+    pub(crate) fn heard(&self, peer: &PeerId) {
+        let now = self.clock.now();
+        self.presences.heard(&peer.repo, &peer.device, now);
     }
 
     /// The devices that advertise a tunnel in `repo`, this one excepted. And whether that is sure to be all: where the network does not
     /// tell, those that were known before are given.
     pub(crate) async fn of(&self, repo: &Repo, fetch: Fetch) -> Result<(Vec<Arc<Peer>>, bool)> {
+        let (tunnels, complete, _) = self.read(repo, fetch).await?;
+        let mut known = self.lock();
+        let mut peers: Vec<Arc<Peer>> = Vec::new();
+        for tunnel in tunnels {
+            let id = PeerId {
+                repo: repo.public_key().clone(),
+                device: tunnel.device,
+            };
+            let peer = known.entry(id.clone()).or_insert_with(|| {
+                let source = RepoRoute {
+                    record: repo.record().clone(),
+                    device: tunnel.device,
+                };
+                Arc::new(Peer {
+                    id,
+                    session: self.tunnels.connect(self.psk.clone(), Arc::new(source)),
+                })
+            });
+            if !peers.iter().any(|known| Arc::ptr_eq(known, peer)) {
+                peers.push(peer.clone());
+            }
+        }
+        Ok((peers, complete))
+    }
+
+    /// Takes up who is known from earlier to advertise a tunnel in `repo`. Asks nobody.
+    pub(crate) async fn recall(&self, repo: &Repo) -> Result<()> {
+        self.read(repo, Fetch::Cached).await?;
+        Ok(())
+    }
+
+    /// Looks on the network who advertises a tunnel in `repo`. Whether these are others than before.
+    pub(crate) async fn look(&self, repo: &Repo) -> Result<bool> {
+        let (_, _, others) = self.read(repo, Fetch::Network).await?;
+        Ok(others)
+    }
+
+    /// The tunnels of the other devices in `repo`; whether that is sure to be all; and whether these are others than before.
+    async fn read(&self, repo: &Repo, fetch: Fetch) -> Result<(Vec<TunnelValue>, bool, bool)> {
         let mut tunnels = Vec::new();
         let complete = match repo.record().tunnels(fetch).await {
             Ok(read) => {
@@ -124,55 +150,39 @@ impl Peers {
         if !complete && fetch == Fetch::Network {
             tunnels.extend(repo.record().tunnels(Fetch::Cached).await?);
         }
-        let mut known = self.lock();
-        let mut peers: Vec<Arc<Peer>> = Vec::new();
-        let mut presence = Presence::default();
-        for (_, tunnel) in tunnels {
-            // One that cannot be read does not stop the others.
-            let Ok(tunnel) = tunnel.map(|stamped| stamped.value) else {
-                continue;
-            };
-            if tunnel.device == self.own_device {
-                continue;
+        // One that cannot be read does not stop the others.
+        let readable = tunnels.into_iter().filter_map(|(_, tunnel)| tunnel.ok());
+        let tunnels: Vec<TunnelValue> = readable
+            .map(|tunnel| tunnel.value)
+            .filter(|tunnel| tunnel.device != self.own_device)
+            .collect();
+        let told = complete && fetch == Fetch::Network;
+        if told {
+            self.drop_others(repo.public_key(), &tunnels);
+        }
+        let looked = told.then(Instant::now);
+        let now = self.clock.now();
+        let others = self
+            .presences
+            .take_up(repo.public_key(), &tunnels, looked, now);
+        if others {
+            let repo = repo.public_key().clone();
+            // Nobody listening is fine.
+            let _ = self.events.send(GroupEvent::PresenceChanged { repo });
+        }
+        Ok((tunnels, complete, others))
+    }
+
+    /// Ends the sessions with devices of a repo that advertise no tunnel any more: a place in a record can be written again and again, and what
+    /// stood there before must not stay for ever.
+    fn drop_others(&self, repo: &PublicKey, tunnels: &[TunnelValue]) {
+        self.lock().retain(|id, peer| {
+            let keep = id.repo != *repo || tunnels.iter().any(|tunnel| tunnel.device == id.device);
+            if !keep {
+                peer.session.close();
             }
-            let id = PeerId {
-                repo: repo.public_key().clone(),
-                device: tunnel.device,
-            };
-            presence.devices.insert(tunnel.device, tunnel.published_at);
-            let peer = known.entry(id.clone()).or_insert_with(|| {
-                let source = RepoRoute {
-                    record: repo.record().clone(),
-                    device: tunnel.device,
-                };
-                Arc::new(Peer {
-                    id,
-                    session: self.tunnels.connect(self.psk.clone(), Arc::new(source)),
-                })
-            });
-            if !peers.iter().any(|known| Arc::ptr_eq(known, peer)) {
-                peers.push(peer.clone());
-            }
-        }
-        if complete && fetch == Fetch::Network {
-            // A place in a record can be written again and again; what stood there before must not stay for ever.
-            known.retain(|id, peer| {
-                let keep =
-                    id.repo != *repo.public_key() || presence.devices.contains_key(&id.device);
-                if !keep {
-                    peer.session.close();
-                }
-                keep
-            });
-        }
-        drop(known);
-        let mut presences = self.presences();
-        let before = presences.remove(repo.public_key()).unwrap_or_default();
-        for (device, seen) in &mut presence.devices {
-            *seen = (*seen).max(before.devices.get(device).copied().unwrap_or(0));
-        }
-        presences.insert(repo.public_key().clone(), presence);
-        Ok((peers, complete))
+            keep
+        });
     }
 
     /// Ends the sessions with the devices of somebody who left.
@@ -184,7 +194,7 @@ impl Peers {
             }
             keep
         });
-        self.presences().remove(repo);
+        self.presences.forget(repo);
     }
 
     /// Ends all sessions.

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use dht_records::GuestRole;
 use futures::{
     StreamExt,
     stream::{self, FuturesUnordered},
@@ -13,7 +14,7 @@ use futures::{
 use tokio::time::{Instant, timeout};
 use veilid_core::PublicKey;
 
-use crate::{Group, GroupEvent, Result, engine, publish, serve, wanted};
+use crate::{Group, GroupEvent, Result, Role, engine, looking, publish, serve, wanted};
 
 /// First pause after something did not work; it doubles up to `LONGEST_PAUSE`.
 pub(crate) const PAUSE: Duration = Duration::from_secs(1);
@@ -39,6 +40,7 @@ pub(crate) fn start(group: &Group) {
         Task::Fetch,
         Task::Want,
         Task::KeepAlive,
+        Task::Look,
     ] {
         let group = group.clone();
         tasks.spawn(async move {
@@ -52,6 +54,7 @@ pub(crate) fn start(group: &Group) {
                     Task::Fetch => engine::run(&group).await,
                     Task::Want => wanted::keep_fetching(&group).await,
                     Task::KeepAlive => keep_alive(&group).await,
+                    Task::Look => looking::keep_looking(&group).await,
                 }
             };
             tokio::select! {
@@ -70,6 +73,7 @@ enum Task {
     Fetch,
     Want,
     KeepAlive,
+    Look,
 }
 
 pub(crate) async fn stop(group: &Group, limit: Duration) {
@@ -94,6 +98,9 @@ pub(crate) async fn stop(group: &Group, limit: Duration) {
     inner.tasks.wait().await;
     if let Err(error) = inner.held.write(&inner.ledger).await {
         tracing::debug!(%error, "what was obtained is not written down");
+    }
+    if let Err(error) = inner.peers.presences.write(&inner.ledger).await {
+        tracing::debug!(%error, "who was seen when is not written down");
     }
     inner.record.close().await;
 }
@@ -176,7 +183,13 @@ async fn keep_listening(group: &Group) {
 
 async fn publish_route(group: &Group, route: &[u8]) -> Result<()> {
     let seat = group.inner.seat();
-    let published = seat.publish_tunnel(route).await?;
+    let role = match group.role() {
+        // Whoever has a slot need not say so.
+        Role::Member => None,
+        Role::Reader => Some(GuestRole::Reader),
+        Role::Replica => Some(GuestRole::Replica),
+    };
+    let published = seat.publish_tunnel(route, role).await?;
     if group.own_repo().is_some() {
         group.after_publishing(Some(&published), None).await?;
     }

@@ -307,7 +307,8 @@ impl Backend {
         })
     }
 
-    /// The members of a group; with `refresh`, their slots are read from the network first.
+    /// The members of a group, as they are known here: at once, and kept up to date in the background. With `refresh`, their slots are read
+    /// from the network first, and for at most 4 seconds more who of them advertises a tunnel.
     ///
     /// # Errors
     /// [`Error::GroupNotFound`]; with `refresh` those of the network.

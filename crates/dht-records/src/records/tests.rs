@@ -297,6 +297,7 @@ async fn tunnels_come_and_go() {
         route: vec![9; 757],
         device: DeviceId([device; 16]),
         published_at,
+        role: None,
     };
     let first = repo.set_tunnel(&tunnel(1, 10)).await.unwrap();
     let second = repo.set_tunnel(&tunnel(2, 20)).await.unwrap();

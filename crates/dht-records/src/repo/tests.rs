@@ -9,6 +9,7 @@ fn tunnel(device: u8, published_at: u64) -> Result<Stamped<TunnelValue>> {
             route: vec![1, 2, 3],
             device: DeviceId([device; 16]),
             published_at,
+            role: None,
         },
     })
 }
@@ -83,6 +84,7 @@ fn the_largest_route_fits() {
         route: vec![0xff; 12_000],
         device: DeviceId([0xff; 16]),
         published_at: u64::MAX,
+        role: None,
     };
     assert!(serde_json::to_vec(&largest).unwrap().len() <= crate::value::MAX_PAYLOAD_32768);
 }

@@ -1,6 +1,6 @@
 //! What goes to the network: root, metadata and tunnels.
 
-use dht_records::{Fetch, Published, Stamped, TunnelEntry, TunnelValue};
+use dht_records::{Fetch, GuestRole, Published, Stamped, TunnelEntry, TunnelValue};
 
 use super::Repo;
 use crate::Result;
@@ -27,16 +27,17 @@ impl Repo {
     }
 
     /// Publishes the route by which this device can be reached, instead of the one that it published before, along with
-    /// whatever else is not published.
+    /// whatever else is not published. In the guests' record a device says its `role` along with it.
     ///
     /// # Errors
     /// As [`publish`](Self::publish).
-    pub async fn publish_tunnel(&self, route: &[u8]) -> Result<Published> {
+    pub async fn publish_tunnel(&self, route: &[u8], role: Option<GuestRole>) -> Result<Published> {
         self.check_writable()?;
         let tunnel = TunnelValue {
             route: route.to_vec(),
             device: self.inner.device,
             published_at: self.inner.clock.now(),
+            role,
         };
         let mut attempt = 1;
         loop {

@@ -70,7 +70,7 @@ async fn a_reader_takes_over_what_it_fetched_and_refuses_to_write() {
     assert!(matches!(theirs.set_name("x").await, Err(Error::ReadOnly)));
     assert!(matches!(theirs.publish().await, Err(Error::ReadOnly)));
     assert!(matches!(
-        theirs.publish_tunnel(b"route").await,
+        theirs.publish_tunnel(b"route", None).await,
         Err(Error::ReadOnly)
     ));
     assert!(matches!(
