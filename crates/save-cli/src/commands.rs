@@ -170,6 +170,7 @@ async fn prepare(common: &Common, command: Command, printer: &mut Printer) -> Re
     const GROUPS: &[&str] = &["KEY", "MEMBERS", "ROLE", "PUBLISHED", "NAME"];
     const MEMBERS: &[&str] = &[
         "KEY",
+        "ROLE",
         "FILES",
         "SIZE",
         "LAST SEEN (UTC)",

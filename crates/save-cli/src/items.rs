@@ -103,15 +103,18 @@ pub enum Item {
         name: Option<String>,
         /// The member's public key.
         repo: String,
+        /// What they are, where that is known: `member`, `reader` or `replica`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        role: Option<String>,
         /// Whether it is this device.
         is_self: bool,
         /// How many files the member has.
         files: Option<u64>,
         /// How many bytes the member's files have.
         bytes: Option<u64>,
-        /// Devices of theirs that can be found, this one excepted.
+        /// Devices of theirs that can be found now, this one excepted.
         tunnels: usize,
-        /// When one of them was last heard of, if ever since this device started.
+        /// When one of them was last heard of, if ever.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         last_seen: Option<u64>,
         /// Why and for how long a device of theirs is being left alone, if one is.
@@ -122,6 +125,9 @@ pub enum Item {
     Guest {
         /// Its id in this group, in hex.
         device: String,
+        /// What it says that it is, if it says it: `reader` or `replica`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        role: Option<String>,
         /// When it was last heard of.
         last_seen: u64,
     },

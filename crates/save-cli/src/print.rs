@@ -199,6 +199,7 @@ fn describe(item: &Item) -> Described {
         Item::Member {
             name: called,
             repo,
+            role,
             is_self,
             files,
             bytes,
@@ -207,6 +208,7 @@ fn describe(item: &Item) -> Described {
             ..
         } => Described::Row(vec![
             short_key(repo).to_owned(),
+            role.as_deref().map_or_else(|| "?".to_owned(), clean),
             files.map_or_else(|| "?".to_owned(), |files| files.to_string()),
             bytes.map_or_else(|| "?".to_owned(), |bytes| HumanBytes(bytes).to_string()),
             last_seen.map_or_else(|| "-".to_owned(), date),
@@ -216,13 +218,19 @@ fn describe(item: &Item) -> Described {
             ),
             name(called) + if *is_self { " (this device)" } else { "" },
         ]),
-        Item::Guest { device, last_seen } => Described::Row(vec![
+        Item::Guest {
+            device,
+            role,
+            last_seen,
+        } => Described::Row(vec![
             short_key(device).to_owned(),
+            role.as_deref()
+                .map_or_else(|| "reader or replica".to_owned(), clean),
             "-".to_owned(),
             "-".to_owned(),
             date(*last_seen),
             "-".to_owned(),
-            "(reader or replica)".to_owned(),
+            "(a device without a slot)".to_owned(),
         ]),
         Item::Left {
             group,

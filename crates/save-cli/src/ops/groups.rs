@@ -74,6 +74,7 @@ impl Context<'_> {
                 .item(Item::Member {
                     name: member.name,
                     repo: member.repo.to_string(),
+                    role: member.role.map(|role| role.to_string()),
                     is_self: member.is_self,
                     files: Some(member.files),
                     bytes: Some(member.bytes),
@@ -87,6 +88,7 @@ impl Context<'_> {
             self.output
                 .item(Item::Guest {
                     device: guest.device.to_string(),
+                    role: guest.role.map(|role| role.to_string()),
                     last_seen: guest.last_seen,
                 })
                 .await?;
