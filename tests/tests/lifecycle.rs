@@ -16,7 +16,8 @@ use integration_tests::answered;
 use integration_tests::peers::{Device, LIMIT, Stopped, WATCHED, devnet, noise, path};
 use repo::{Repo, RepoContext};
 use save_backend::{
-    Error, ErrorKind, EventKind, GroupId, LinkKind, PublicKey, RepoSync, Unpublished,
+    Clock, Error, ErrorKind, EventKind, GroupId, LinkKind, Member, PublicKey, RepoSync, SystemClock,
+    Unpublished,
 };
 use tokio::{
     io::AsyncReadExt,
@@ -78,6 +79,7 @@ async fn readers_read_and_replicas_keep_what_they_cannot_read() {
     remy.join_as(LinkKind::Replica, &rita, &id).await;
     let film = noise(3_000_000, 1);
     let note = b"a sentence that nobody else writes ".repeat(40);
+    let began = SystemClock.now() - 60;
     let entry = ana.put(&id, "film.bin", film.clone()).await;
     ana.put(&id, "names/like-no-other.txt", note.clone()).await;
 
@@ -145,7 +147,7 @@ async fn readers_read_and_replicas_keep_what_they_cannot_read() {
 
     // The author goes. What the replica has is enough.
     let ana_repo = ana.repo(&id);
-    ana.stop().await;
+    let ana = ana.stopped().await;
     ben.list_until(&id, |paths| paths.len() == 2).await;
     assert!(ben.get(&id, "film.bin").await == film);
     assert!(ben.get(&id, "names/like-no-other.txt").await == note);
@@ -153,10 +155,25 @@ async fn readers_read_and_replicas_keep_what_they_cannot_read() {
     let guests = ben
         .on(move |b| async move { b.guests(&of, true).await.unwrap() })
         .await;
-    assert_eq!(guests.len(), 2, "the reader and the replica");
-    let members = ben.members(&id, 2).await;
-    let gone = members.iter().find(|m| m.repo == ana_repo).unwrap();
-    assert!(gone.last_seen.is_some() || gone.tunnels == 0);
+    let mut roles: Vec<_> = guests.iter().map(|guest| guest.role.unwrap()).collect();
+    roles.sort_by_key(ToString::to_string);
+    assert_eq!(roles, [Role::Reader, Role::Replica]);
+
+    // That she went, and when she was there, is known without asking, over a restart too; and so is that she is back.
+    let gone = shown(&ben, &id, &ana_repo, |ana| ana.tunnels == 0).await;
+    let seen = gone.last_seen.unwrap();
+    assert!((began..=SystemClock.now()).contains(&seen), "{seen}");
+    let ben = ben.restart_cut_off().await;
+    let recalled = shown(&ben, &id, &ana_repo, |_| true).await;
+    assert_eq!(recalled, gone);
+    let (files, bytes) = (2, film.len() + note.len());
+    assert_eq!((gone.files, gone.bytes), (files, bytes as u64));
+    assert_eq!(gone.role, Some(Role::Member));
+    ben.host.rejoin().await.unwrap();
+    let ana = ana.start().await;
+    let back = shown(&ben, &id, &ana_repo, |ana| ana.tunnels == 1).await;
+    assert!(back.last_seen.unwrap() >= seen);
+    ana.stop().await;
 
     // Over a restart.
     let remy = remy.restart().await;
@@ -167,6 +184,35 @@ async fn readers_read_and_replicas_keep_what_they_cannot_read() {
         device.stop().await;
     }
     devnet.stop().await.unwrap();
+}
+
+/// What is known here of a member, once it is what `done` waits for. Nobody is asked for it.
+async fn shown(
+    device: &Device,
+    id: &GroupId,
+    repo: &PublicKey,
+    done: impl Fn(&Member) -> bool + Send + 'static,
+) -> Member {
+    let (id, repo) = (id.clone(), repo.clone());
+    let begin = tokio::time::Instant::now();
+    let member = device
+        .on(move |b| async move {
+            loop {
+                let members = b.members(&id, false).await.unwrap();
+                let member = members.into_iter().find(|m| m.repo == repo).unwrap();
+                if done(&member) {
+                    return member;
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await;
+    eprintln!(
+        "shown after {:?}: {} tunnels",
+        begin.elapsed(),
+        member.tunnels
+    );
+    member
 }
 
 /// With each key that a replica has, and each that follows from one of them, it tries to read a blob and a list. With the author's secret
@@ -350,20 +396,7 @@ async fn two_devices_of_a_member_write_one_repo() {
     ben.list_until(&id, |paths| paths.len() == 5).await;
     ben.told(&id, &["Anna", "ben"]).await;
     // Both can be found.
-    let phone_gone = ana.repo(&id);
-    let of = id.clone();
-    ben.on(move |b| async move {
-        loop {
-            let members = b.members(&of, false).await.unwrap();
-            let ana = members.iter().find(|m| m.repo == phone_gone).unwrap();
-            if ana.tunnels == 2 {
-                return;
-            }
-            let _ = b.ping(&of, &phone_gone).await;
-            sleep(Duration::from_millis(300)).await;
-        }
-    })
-    .await;
+    shown(&ben, &id, &ana.repo(&id), |ana| ana.tunnels == 2).await;
     for device in [ana, tablet, ben] {
         device.stop().await;
     }

@@ -242,7 +242,8 @@ async fn a_part_comes_from_whoever_has_it() {
     let (read, ()) = timeout(LIMIT, async { tokio::join!(reading, coming_back) })
         .await
         .unwrap();
-    let (took, received) = (begin.elapsed(), ben.backend.status().groups[0].received);
+    let took = begin.elapsed();
+    let received = ben.backend.status().await.groups[0].received;
     eprintln!("and all of it after {took:?}, {received} bytes");
     assert!(read == film, "the bytes differ");
     assert!(took < Duration::from_secs(90), "{took:?}");
