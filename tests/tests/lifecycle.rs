@@ -16,8 +16,8 @@ use integration_tests::answered;
 use integration_tests::peers::{Device, LIMIT, Stopped, WATCHED, devnet, noise, path};
 use repo::{Repo, RepoContext};
 use save_backend::{
-    Clock, Error, ErrorKind, EventKind, GroupId, LinkKind, Member, PublicKey, RepoSync, SystemClock,
-    Unpublished,
+    Clock, Error, ErrorKind, EventKind, GroupId, LinkKind, Member, PublicKey, RepoSync,
+    SystemClock, Unpublished,
 };
 use tokio::{
     io::AsyncReadExt,
@@ -862,7 +862,12 @@ async fn a_group_moves_to_new_keys_without_a_lost_device() {
         let secret = owner.owner().unwrap().secret();
         let secret: &[u8] = secret.ref_value();
         assert!(notice.sealed.len() > secret.len());
-        assert!(notice.sealed.windows(secret.len()).all(|bytes| bytes != secret));
+        assert!(
+            notice
+                .sealed
+                .windows(secret.len())
+                .all(|bytes| bytes != secret)
+        );
         // Even with the new group's public key, nothing of it opens.
         let access = match group.access().to_reader().unwrap() {
             GroupAccess::Reader { secret, .. } => GroupAccess::Reader {

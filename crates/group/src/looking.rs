@@ -122,8 +122,9 @@ impl Group {
         all
     }
 
-    /// Looks at the tunnels of all members, for at most 4 seconds. Those who were looked at last are last.
-    pub(crate) async fn look_at_members(&self) {
+    /// Looks who of the members can be reached: at the tunnels of all of them, those who were looked at longest ago first, for at most
+    /// 4 seconds. Who could not be looked at in that time is looked at in the background, in their turn.
+    pub async fn look_at_members(&self) {
         let presences = &self.inner.peers.presences;
         let guests = self.inner.guests.public_key();
         let mut due: Vec<_> = self

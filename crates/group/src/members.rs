@@ -123,8 +123,8 @@ struct Row {
 }
 
 impl Group {
-    /// The members, from what was seen last; with `Fetch::Network` their slots are read again first, and for at most 4 seconds more the
-    /// tunnels that they advertise.
+    /// The members, from what was seen last; with `Fetch::Network` their slots are read again first: one inspection of the group's record,
+    /// and the slots that changed, 16 at a time. [`look_at_members`](Self::look_at_members) reads the tunnels that they advertise.
     ///
     /// While the group is started, both are read in the background as well: the slots when they change, the tunnels of each member after
     /// a start and after a change of their slot, again after 15 seconds, and then after twice as long each time up to 10 minutes while
@@ -135,7 +135,6 @@ impl Group {
     pub async fn members(&self, fetch: Fetch) -> Result<Vec<Member>> {
         if matches!(fetch, Fetch::Network) {
             self.refresh_members().await?;
-            self.look_at_members().await;
         }
         let inner = &self.inner;
         let known: Vec<Known> = self.known_members();

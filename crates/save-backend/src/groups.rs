@@ -313,7 +313,13 @@ impl Backend {
     /// # Errors
     /// [`Error::GroupNotFound`]; with `refresh` those of the network.
     pub async fn members(&self, id: &GroupId, refresh: bool) -> Result<Vec<Member>> {
-        Ok(self.group(id)?.members(freshness(refresh)).await?)
+        let group = self.group(id)?;
+        let members = group.members(freshness(refresh)).await?;
+        if !refresh {
+            return Ok(members);
+        }
+        group.look_at_members().await;
+        Ok(group.members(Fetch::Cached).await?)
     }
 
     /// The devices that read or store along in a group without a slot: readers and replicas. With `refresh`, their record is read from

@@ -14,7 +14,7 @@ use std::{
 
 use clap::Parser;
 use devnet::NetworkSettings;
-use dht_records::{DeviceId, GroupRecord, Records, TableCache};
+use dht_records::{DeviceId, Records, TableCache};
 use group::{Group, GroupContext, Ledger, Serving};
 use repo::SystemClock;
 use serde::Serialize;
@@ -61,8 +61,8 @@ struct Device {
     session: Mutex<Option<serve::ToServer>>,
     /// Groups whose members are all made here, by the owner's key pair.
     slots: Mutex<HashMap<String, slots::Slots>>,
-    /// Records of groups that are read here.
-    read: Mutex<HashMap<String, GroupRecord>>,
+    /// Groups whose members are read here.
+    read: Mutex<HashMap<String, Group>>,
     updates: Arc<Updates>,
 }
 
@@ -207,8 +207,8 @@ impl Device {
             Request::Stream { route, bytes } => value(self.stream(route, bytes).await?),
             Request::WriteSlots { members } => value(self.write_slots(members).await?),
             Request::ChangeSlot { owner } => value(self.change_slot(&owner).await?),
-            Request::ReadSlots { owner } => value(self.read_slots(&owner).await?),
-            Request::ForgetSlots { owner } => value(self.forget_slots(&owner).await?),
+            Request::ReadMembers { owner } => value(self.read_members(&owner).await?),
+            Request::ForgetMembers { owner } => value(self.forget_members(&owner).await?),
             Request::ReadSlotsBare { owner } => value(self.read_slots_bare(&owner).await?),
             Request::Chaos { preset } => {
                 let command = match preset {

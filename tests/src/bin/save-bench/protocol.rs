@@ -53,9 +53,9 @@ pub(crate) enum Request {
     /// Changes the slot of one member of such a group and publishes it: nothing.
     ChangeSlot { owner: String },
     /// Reads the members of a group from the network: [`SlotsRead`].
-    ReadSlots { owner: String },
+    ReadMembers { owner: String },
     /// Forgets the record of a group that was read: nothing.
-    ForgetSlots { owner: String },
+    ForgetMembers { owner: String },
     /// Reads the slots of a group in bare calls on Veilid, and forgets its record: [`SlotsRead`].
     ReadSlotsBare { owner: String },
     /// Simulates a bad link inside the node from now on, or a good one again: nothing.

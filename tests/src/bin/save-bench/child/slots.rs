@@ -2,10 +2,9 @@
 
 use std::time::Instant;
 
-use dht_records::{
-    Fetch, GroupAccess, GroupMetadata, GroupRecord, SLOTS, SlotIndex, SlotRoot, SlotValue,
-};
+use dht_records::{Fetch, GroupAccess, GroupMetadata, GroupRecord, SLOTS, SlotIndex, SlotRoot};
 use futures::{StreamExt, TryStreamExt, stream};
+use group::{Group, GroupSecrets};
 use veilid_core::{CRYPTO_KIND_VLD0, Crypto, DHTReportScope, KeyPair};
 
 use super::Device;
@@ -69,32 +68,36 @@ impl Device {
         slots.publish().await
     }
 
-    /// Reads the members from the network, as a group does.
-    pub(super) async fn read_slots(&self, owner: &str) -> Result<SlotsRead> {
+    /// Reads the members of a group from the network.
+    pub(super) async fn read_members(&self, owner: &str) -> Result<SlotsRead> {
         let mut read = self.read.lock().await;
-        let record = match read.get(owner) {
-            Some(record) => record,
-            None => read
-                .entry(owner.to_owned())
-                .or_insert(self.attach_to(owner).await?),
-        };
         let before = self.context.records.stats();
         let start = Instant::now();
-        let slots = record.slots(Fetch::Network).await?;
+        let group = match read.get(owner) {
+            Some(group) => group,
+            None => {
+                let secrets = GroupSecrets {
+                    access: access(owner)?.to_reader().ok_or("no reader's access")?,
+                    own: None,
+                };
+                let group = Group::load(self.context.clone(), &secrets).await?;
+                read.entry(owner.to_owned()).or_insert(group)
+            }
+        };
+        let members = group.members(Fetch::Network).await?;
         let milliseconds = start.elapsed().as_secs_f64() * 1e3;
         let after = self.context.records.stats();
         let start = Instant::now();
-        let here = record.slots(Fetch::Cached).await?.len();
+        let here = group.members(Fetch::Cached).await?.len();
         let here_milliseconds = start.elapsed().as_secs_f64() * 1e3;
-        if here != slots.len() {
-            return Err("what was read is not here afterwards".into());
+        if here != members.len() {
+            return Err("who was read is not here afterwards".into());
         }
-        let is_member = |slot: &dht_records::Result<_>| {
-            matches!(slot, Ok(dht_records::Stamped { value: SlotValue::Member(slot), .. })
-                if slot.name.is_some())
-        };
         Ok(SlotsRead {
-            members: slots.iter().filter(|(_, slot)| is_member(slot)).count(),
+            members: members
+                .iter()
+                .filter(|member| member.name.is_some())
+                .count(),
             calls: after.calls() - before.calls(),
             gets: after.gets - before.gets,
             most_at_once: after.most_at_once,
@@ -103,10 +106,11 @@ impl Device {
         })
     }
 
-    /// Forgets the record, so that the device has never seen it.
-    pub(super) async fn forget_slots(&self, owner: &str) -> Result<()> {
-        if let Some(record) = self.read.lock().await.remove(owner) {
-            record.forget().await?;
+    /// Forgets the group, so that the device has never seen its record.
+    pub(super) async fn forget_members(&self, owner: &str) -> Result<()> {
+        if let Some(group) = self.read.lock().await.remove(owner) {
+            group.forget().await?;
+            group.forget_records().await?;
         }
         Ok(())
     }
@@ -144,10 +148,13 @@ impl Device {
     }
 
     async fn attach_to(&self, owner: &str) -> Result<GroupRecord> {
-        let owner: KeyPair = owner.parse()?;
-        let access = GroupAccess::Member { owner };
-        Ok(GroupRecord::attach(&self.context.records, access).await?)
+        Ok(GroupRecord::attach(&self.context.records, access(owner)?).await?)
     }
+}
+
+fn access(owner: &str) -> Result<GroupAccess> {
+    let owner: KeyPair = owner.parse()?;
+    Ok(GroupAccess::Member { owner })
 }
 
 impl Slots {

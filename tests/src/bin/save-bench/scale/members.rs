@@ -52,7 +52,7 @@ async fn measure(
     let group: String = writer.ask(Request::WriteSlots { members }).await?;
     let read = async || -> Result<SlotsRead> {
         let owner = group.clone();
-        let read: SlotsRead = reader.ask(Request::ReadSlots { owner }).await?;
+        let read: SlotsRead = reader.ask(Request::ReadMembers { owner }).await?;
         if read.members != members {
             return Err(format!("{} members were read of {members}", read.members).into());
         }
@@ -75,7 +75,7 @@ async fn measure(
             .await?;
         let changed = read().await?;
         reader
-            .ask::<()>(Request::ForgetSlots {
+            .ask::<()>(Request::ForgetMembers {
                 owner: group.clone(),
             })
             .await?;
