@@ -20,9 +20,11 @@ pub struct Limits {
     /// Bytes held for one stream in each direction: written and not acknowledged, received and not read. Default 4 MiB,
     /// as much as can be in flight.
     pub buffered_bytes_per_stream: usize,
-    /// Bytes held for one session in each direction before its streams get small windows (32 KiB each). Default 32 MiB.
+    /// Bytes held for one session in each direction, beside 32 KiB for each stream. What the other side was allowed to send counts as held, so a
+    /// stream may get a smaller window than its own limit allows, an eighth of what is left at a time; it grows as it is read. Default 32 MiB.
     pub buffered_bytes_per_session: usize,
-    /// Bytes received and not read in all sessions that this node serves, before calls are put off. Default 128 MiB.
+    /// Bytes received and not read in all sessions that this node serves, before calls that bring more are put off. From half of that on, those of
+    /// sessions that hold more than an even part of that half, so that no session uses up what others need. Default 128 MiB.
     pub buffered_bytes: usize,
     /// Streams that a session may open per second, with a burst of the same size. Default 2,000.
     pub opens_per_second: u32,

@@ -35,9 +35,14 @@ pub(crate) struct RecvBuffer {
 }
 
 impl RecvBuffer {
-    #[cfg(test)]
+    /// Bytes held.
     pub fn len(&self) -> usize {
         self.held
+    }
+
+    /// Nothing can arrive from here on, if the other side may send what lies below `window`.
+    pub fn limit(&self, window: u64) -> u64 {
+        self.size.map_or(window, |size| size.min(window))
     }
 
     /// Offset of the next byte to read.

@@ -275,12 +275,7 @@ impl ServerCore {
                 ),
             );
         }
-        let over_budget = self
-            .sessions
-            .values()
-            .map(|session| session.streams.recv_held())
-            .sum::<usize>()
-            > self.limits.buffered_bytes;
+        let over_budget = self.holds_too_much(&key);
         let Some(session) = self.sessions.get_mut(&key) else {
             return refusal();
         };
@@ -408,6 +403,19 @@ impl ServerCore {
     #[cfg(test)]
     pub fn held_count(&self) -> usize {
         self.held.len()
+    }
+
+    /// Whether data of this session has to wait until more of what is held was read.
+    fn holds_too_much(&self, key: &SessionKey) -> bool {
+        let held = |session: &Session| session.streams.recv_held();
+        let all: usize = self.sessions.values().map(held).sum();
+        let shared = self.limits.buffered_bytes / 2;
+        if all <= shared {
+            return false;
+        }
+        let holders = self.sessions.values().filter(|s| held(s) > 0).count();
+        all > self.limits.buffered_bytes
+            || self.sessions.get(key).map_or(0, held) > shared / holders.max(1)
     }
 
     fn addressee(&self, route: RouteTag, message: &[u8]) -> Option<(SessionKey, Header, Psk)> {

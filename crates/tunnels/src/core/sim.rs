@@ -57,6 +57,8 @@ pub mod protocol {
     pub const DEAF: u16 = 6;
     /// Drops both halves at once.
     pub const DROP: u16 = 7;
+    /// As [`COUNT`], but does not read before [`Sim::awake`](super::Sim::awake).
+    pub const SLEEPER: u16 = 8;
 }
 
 #[derive(Clone)]
@@ -68,6 +70,7 @@ pub struct Link {
     pub lose_calls: u64,
     pub lose_replies: u64,
     pub duplicate: u64,
+    pub duplicate_replies: u64,
     /// Replies that arrive later than our timer but before Veilid's, in percent.
     pub late: u64,
     /// Replies that are damaged, in percent.
@@ -92,6 +95,7 @@ impl Default for Link {
             lose_calls: 0,
             lose_replies: 0,
             duplicate: 0,
+            duplicate_replies: 0,
             late: 0,
             junk: 0,
             oversize: 0,
@@ -175,6 +179,8 @@ pub struct Sim {
     free: [Now; 2],
     /// Errors of the server's streams.
     pub app_errors: Vec<Error>,
+    /// Whether the server's sleepers read.
+    pub awake: bool,
 }
 
 pub fn route(n: u8) -> RouteTag {
@@ -222,6 +228,7 @@ impl Sim {
             route_requests: 0,
             free: [Now::ZERO; 2],
             app_errors: Vec::new(),
+            awake: false,
         }
     }
 
@@ -314,19 +321,18 @@ impl Sim {
         if self.rng.chance(self.link.oversize) {
             message.resize(crate::MAX_MESSAGE + 1, 0);
         }
-        let Some(mut delay) = self.carry(1, message.len()) else {
-            return;
-        };
-        if self.rng.chance(self.link.late) {
-            delay += 3_500 * MS;
+        let message = Bytes::from(message);
+        let times = 1 + usize::from(self.rng.chance(self.link.duplicate_replies));
+        for _ in 0..times {
+            let Some(mut delay) = self.carry(1, message.len()) else {
+                continue;
+            };
+            if self.rng.chance(self.link.late) {
+                delay += 3_500 * MS;
+            }
+            let message = message.clone();
+            self.schedule(self.now + delay, Ev::Reply { number, message });
         }
-        self.schedule(
-            self.now + delay,
-            Ev::Reply {
-                number,
-                message: message.into(),
-            },
-        );
     }
 
     fn pump(&mut self) {
@@ -468,6 +474,11 @@ impl Sim {
 
     fn application(&mut self, app: &mut App) -> bool {
         let (now, id, think) = (self.now, app.id, self.link.think);
+        let reads = match app.protocol {
+            protocol::DEAF => false,
+            protocol::SLEEPER => self.awake,
+            _ => true,
+        };
         let mut progress = false;
         let errors = &mut self.app_errors;
         self.server.with(&app.key, |streams| {
@@ -479,7 +490,7 @@ impl Sim {
                 progress = true;
                 return;
             }
-            while app.recv_open && !app.input_ended && app.protocol != protocol::DEAF {
+            while app.recv_open && !app.input_ended && reads {
                 match streams.read(id, 9_999, now) {
                     Ok(None) => break,
                     Ok(Some(bytes)) if bytes.is_empty() => app.input_ended = true,
@@ -505,7 +516,9 @@ impl Sim {
             if app.input_ended && app.answer_at.is_none() {
                 app.answer_at = Some(now + think);
                 app.output.extend(match app.protocol {
-                    protocol::COUNT => (app.input.len() as u64).to_be_bytes().to_vec(),
+                    protocol::COUNT | protocol::SLEEPER => {
+                        (app.input.len() as u64).to_be_bytes().to_vec()
+                    }
                     protocol::SOURCE => Sim::source(
                         id,
                         usize::try_from(u64::from_be_bytes(app.input[..].try_into().unwrap()))

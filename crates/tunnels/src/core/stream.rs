@@ -32,6 +32,8 @@ pub(crate) struct RecvHalf {
     pub buffer: RecvBuffer,
     /// The window that the other side was told, or will be told by an acknowledgement that is pending.
     pub window: u64,
+    /// What the session counts for it, see [`Stream::charge`].
+    pub charged: usize,
     pub ack_pending: bool,
     /// The other side knows that everything arrived.
     pub end_acked: bool,
@@ -70,6 +72,7 @@ impl Stream {
             recv: RecvHalf {
                 buffer: RecvBuffer::default(),
                 window: INITIAL_WINDOW as u64,
+                charged: 0,
                 ack_pending: false,
                 end_acked: false,
                 reset: None,
@@ -113,6 +116,21 @@ impl Stream {
     /// Whether nothing is to be expected from the other side any more, so that nobody has to ask.
     pub fn is_quiet(&self) -> bool {
         self.failed.is_some() || (self.send.is_done() && self.recv.has_ended())
+    }
+
+    /// Bytes that may have to be held for the reader, those that are on their way or can still be sent included, beyond what every
+    /// stream may have.
+    pub fn charge(&self) -> usize {
+        let (recv, buffer) = (&self.recv, &self.recv.buffer);
+        let ahead = if self.failed.is_some() || recv.stop.is_some() || recv.has_ended() {
+            buffer.len()
+        } else {
+            let ahead = buffer
+                .limit(recv.window)
+                .saturating_sub(buffer.read_offset());
+            usize::try_from(ahead).unwrap_or(usize::MAX)
+        };
+        ahead.saturating_sub(INITIAL_WINDOW)
     }
 
     /// Whether something of the stream can be lost by starting it again from the beginning.

@@ -16,6 +16,9 @@ mod wire;
 const MAX_OPEN_GAPS: usize = 4_096;
 /// Ranges in one acknowledgement.
 const MAX_ACK_RANGES: usize = 32;
+/// A stream's window may grow by one in so many parts of what the session has left: the first few streams get whole windows, and however many
+/// there are, something is left for the next.
+const WINDOW_SHARE: usize = 8;
 /// The least that a stream puts into a message when many share it.
 const MIN_SHARE: usize = 2_048;
 
@@ -72,6 +75,8 @@ pub(crate) struct Streams {
     hungry: BTreeSet<u64>,
     send_held: usize,
     recv_held: usize,
+    /// The [charges](Stream::charge) of all streams. Windows do not shrink, so what they allow counts from the moment when they are granted.
+    promised: usize,
     due: Due,
     pub events: Vec<Event>,
 }
@@ -91,6 +96,7 @@ impl Streams {
             hungry: BTreeSet::new(),
             send_held: 0,
             recv_held: 0,
+            promised: 0,
             due: Due::Never,
             events: Vec::new(),
         }
@@ -145,6 +151,7 @@ impl Streams {
         self.send_held -= stream.send.buffer.len();
         stream.send.buffer.clear();
         self.events.extend([Event::Send(id), Event::Recv(id)]);
+        self.recount(id);
         self.reap(id);
     }
 
@@ -220,36 +227,57 @@ impl Streams {
     }
 
     /// Raises the window of a stream when enough was read, or when the other side has little left.
+    ///
+    /// Nobody else has to wake a stream that got a small window: it always has one of nearly 32 KiB, so a reader that reads gets bytes, and what it
+    /// reads brings it here again.
     fn widen(&mut self, id: u64, now: Now) {
-        let most = self.allowance() as u64;
-        let Some(stream) = self.streams.get_mut(&id) else {
+        self.recount(id);
+        let Some(stream) = self.streams.get(&id) else {
             return;
         };
-        if stream.recv.has_ended() || stream.recv.stop.is_some() || stream.failed.is_some() {
+        let recv = &stream.recv;
+        if recv.has_ended() || recv.stop.is_some() || stream.failed.is_some() {
             return;
         }
-        let window = stream
-            .recv
+        let most = self.allowance(recv.charged) as u64;
+        let window = recv
             .buffer
             .read_offset()
             .saturating_add(most)
             .min(MAX_VARINT);
-        if window >= stream.recv.window.saturating_add(most / 4) {
-            stream.recv.window = window;
-            stream.recv.ack_pending = true;
+        if window >= recv.window.saturating_add(most / 4) {
+            self.grant(id, window);
             self.touch(id, now, true);
         }
     }
 
-    /// Bytes that a stream may send ahead of its reader: less when the session holds much already.
-    fn allowance(&self) -> usize {
+    /// Tells the other side of a window.
+    fn grant(&mut self, id: u64, window: u64) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.recv.window = window;
+            stream.recv.ack_pending = true;
+            self.recount(id);
+        }
+    }
+
+    /// Bytes that the other side may send ahead of the reader of a stream that is charged for so much already.
+    fn allowance(&self, charged: usize) -> usize {
         let spare = self
             .limits
             .buffered_bytes_per_session
-            .saturating_sub(self.recv_held);
+            .saturating_sub(self.promised);
         self.limits
             .buffered_bytes_per_stream
-            .min(spare.max(INITIAL_WINDOW))
+            .min(INITIAL_WINDOW + charged + spare / WINDOW_SHARE)
+    }
+
+    /// Counts anew what a stream may have to hold: whenever it was granted a window, was read, or ended.
+    fn recount(&mut self, id: u64) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            let charge = stream.charge();
+            self.promised = self.promised - stream.recv.charged + charge;
+            stream.recv.charged = charge;
+        }
     }
 
     fn wake_writers(&mut self, id: u64) {
@@ -274,6 +302,7 @@ impl Streams {
         {
             self.send_held -= stream.send.buffer.len();
             self.recv_held -= stream.recv.buffer.discard();
+            self.promised -= stream.recv.charged;
             self.waiting.remove(&id);
             self.hungry.remove(&id);
         }

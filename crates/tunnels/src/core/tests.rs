@@ -6,6 +6,7 @@ use super::sim::{Link, MS, Sim, protocol, route};
 use crate::{Error, Limits};
 
 mod admission;
+mod bounds;
 mod ends;
 mod links;
 mod network;

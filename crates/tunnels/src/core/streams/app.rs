@@ -18,11 +18,10 @@ impl Streams {
         }
         let id = self.opened << 1;
         self.opened += 1;
-        let mut stream = Stream::new(protocol, Delivery::Pending);
+        self.streams
+            .insert(id, Stream::new(protocol, Delivery::Pending));
         // The first call tells how much the answer may hold.
-        stream.recv.window = self.allowance() as u64;
-        stream.recv.ack_pending = true;
-        self.streams.insert(id, stream);
+        self.grant(id, self.allowance(0) as u64);
         self.touch(id, now, false);
         Ok(id)
     }
@@ -155,6 +154,7 @@ impl Streams {
             stream.recv.stop = Some((code.min(MAX_VARINT), Delivery::Pending));
             self.touch(id, now, true);
         }
+        self.recount(id);
     }
 
     /// The sending handle is gone: what was written is delivered, then the stream ends.

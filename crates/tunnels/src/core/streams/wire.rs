@@ -46,6 +46,7 @@ impl Streams {
                     stream.recv.reset = Some(code);
                     stream.recv.ack_pending = false;
                     self.events.push(Event::Recv(id));
+                    self.recount(id);
                     self.reap(id);
                 }
                 Ok(())
@@ -98,11 +99,10 @@ impl Streams {
             self.set_due(Due::Now);
             return Ok(());
         }
-        let mut stream = Stream::new(protocol, Delivery::Delivered);
+        self.streams
+            .insert(id, Stream::new(protocol, Delivery::Delivered));
         // The wider window goes along with the next reply; on its own it is not worth one, so that a held reply can wait for the answer.
-        stream.recv.window = self.allowance() as u64;
-        stream.recv.ack_pending = true;
-        self.streams.insert(id, stream);
+        self.grant(id, self.allowance(0) as u64);
         self.events.push(Event::Opened(id));
         self.enqueue(id);
         Ok(())
@@ -135,6 +135,7 @@ impl Streams {
         if stream.recv.buffer.is_readable() != was_readable {
             self.events.push(Event::Recv(id));
         }
+        let ended = fin || stream.recv.buffer.is_complete();
         if self.side == Side::Client {
             stream.recv.ack_pending = true;
             self.enqueue(id);
@@ -146,6 +147,10 @@ impl Streams {
             && stream.recv.buffer.contiguous() >= INITIAL_WINDOW as u64 / 2
         {
             self.touch(id, now, true);
+        }
+        if ended {
+            // Nothing more comes than what there is, however wide the window.
+            self.recount(id);
         }
         self.reap(id);
         Ok(())
