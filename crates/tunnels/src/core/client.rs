@@ -146,6 +146,8 @@ pub(crate) struct ClientCore {
     failures: u32,
     timeouts: u32,
     last_heard: Now,
+    /// When fewer calls were allowed last, for want of answers.
+    hushed_at: Now,
     work_since: Option<Now>,
     no_route_reason: Option<String>,
     closing: Closing,
@@ -187,6 +189,7 @@ impl ClientCore {
             failures: 0,
             timeouts: 0,
             last_heard: Now::ZERO,
+            hushed_at: Now::ZERO,
             work_since: None,
             no_route_reason: None,
             closing: Closing::Open,
@@ -511,6 +514,11 @@ impl ClientCore {
             number,
             message: builder.seal(&keys, Direction::Call),
         }
+    }
+
+    #[cfg(test)]
+    pub fn in_flight(&self) -> usize {
+        self.pace.in_flight()
     }
 
     #[cfg(test)]

@@ -11,3 +11,4 @@ mod ends;
 mod links;
 mod network;
 mod scenarios;
+mod silence;

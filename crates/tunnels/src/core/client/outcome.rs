@@ -177,7 +177,11 @@ impl ClientCore {
             self.lose(number, call.cargo, now);
         }
         match failure {
-            CallFailure::Timeout if current => self.timed_out(1, now),
+            CallFailure::Timeout if current => {
+                // It is not in flight any more.
+                self.unanswered(call.sent_at, self.pace.in_flight() + 1, now);
+                self.timed_out(1, now);
+            }
             CallFailure::NoRoute if current => self.drop_route(now),
             CallFailure::Local if current => self.back_off(now),
             CallFailure::Fatal(message) => {
@@ -199,6 +203,15 @@ impl ClientCore {
         }
     }
 
+    /// Calls ran out of time, the oldest of which was made then. Where nothing was answered since, fewer are made from now on, once for all that
+    /// were in flight together.
+    fn unanswered(&mut self, oldest: Now, in_flight: usize, now: Now) {
+        if oldest > self.last_heard && oldest >= self.hushed_at {
+            self.hushed_at = now;
+            self.pace.silent(in_flight);
+        }
+    }
+
     pub(super) fn back_off(&mut self, now: Now) {
         self.failures = (self.failures + 1).min(5);
         self.not_before = self
@@ -207,12 +220,16 @@ impl ClientCore {
     }
 
     pub(super) fn expire(&mut self, now: Now) {
+        let over = |call: &Call| call.state == CallState::InFlight && call.expires <= now;
         let expired: Vec<(u64, bool)> = self
             .calls
             .iter()
-            .filter(|(_, call)| call.state == CallState::InFlight && call.expires <= now)
+            .filter(|(_, call)| over(call))
             .map(|(&number, call)| (number, call.overtaken))
             .collect();
+        if let Some(oldest) = self.calls.values().find(|call| over(call)) {
+            self.unanswered(oldest.sent_at, self.pace.in_flight(), now);
+        }
         for &(number, _) in &expired {
             self.lose_in_flight(number, now);
         }

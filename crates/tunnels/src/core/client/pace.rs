@@ -3,7 +3,8 @@
 //! The window follows two measurements, as in BBR (Cardwell and others, 2016): the highest rate at which bytes were delivered lately, and the
 //! shortest round trip. Their product is what the way holds; the window is a quarter more than that and what [`QUEUE`] of queueing adds. A
 //! loss alone says little on a radio link, so it does not shrink the window; delays do, since they lower the rate. After a round in which
-//! [`HEAVY`] of everything was lost, no queueing is allowed.
+//! [`HEAVY`] of everything was lost, no queueing is allowed. Where nothing is answered at all, half as many calls are in flight with each
+//! round of timeouts, down to [`LEAST`]; what was measured is kept, and twice as many with each answer after that.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,6 +16,9 @@ use super::size::Sizes;
 const START: usize = 4;
 /// Calls that are always allowed: fewer keep no way busy, and one of them may be held.
 const LEAST: usize = 4;
+/// Calls while a queue is to run empty; one more when they carry something. On a slow way even [`LEAST`] of them wait for each other, and what is
+/// measured then would count as the way's own delay.
+const DRAINED: usize = 1;
 /// Queueing that the window may cause: little for whoever else uses the way, and enough to keep it busy. On a long way more, as a part of
 /// the shortest round trip.
 const QUEUE: Duration = Duration::from_millis(25);
@@ -23,9 +27,11 @@ const QUEUE_PART: u32 = 8;
 const CROWDED: Duration = Duration::from_millis(200);
 /// More than what the way holds, so that a rise of its rate is noticed and variation of its delay is bridged.
 const GAIN: f64 = 1.25;
-/// The rate is the highest of so many rounds, and of this time.
+/// The rate is the highest of so many rounds, and of this time; but of no more than so many of the shortest round trips, since a round takes long
+/// where a way that got slower has a queue.
 const RATE_ROUNDS: u64 = 10;
 const RATE_TIME: Duration = Duration::from_secs(1);
+const RATE_TRIPS: u32 = 20;
 /// At the start the window triples each round, until the rate did not grow by a quarter in three of them.
 const START_GAIN: f64 = 2.9;
 const GROWTH: f64 = 1.25;
@@ -108,6 +114,12 @@ pub(crate) struct Pace {
     cautious_until: u64,
     /// The share of losses.
     loss: f64,
+    /// How many calls may be in flight while nobody answers.
+    silence: Option<usize>,
+    /// The sizes from before that: in a silence all are lost alike, which says nothing about them.
+    before: Option<Sizes>,
+    /// A message of the current size arrived since the sizes were put back last.
+    size_proved: bool,
 }
 
 /// The window is small for a moment.
@@ -146,6 +158,9 @@ impl Pace {
             slow: 0,
             cautious_until: 0,
             loss: 0.0,
+            silence: None,
+            before: None,
+            size_proved: false,
         }
     }
 
@@ -179,13 +194,14 @@ impl Pace {
     }
 
     fn has_room(&self, calls: usize) -> bool {
-        let open = self.drain.is_none() && (self.bytes as f64) < self.window;
-        calls
-            < if open {
-                self.most
-            } else {
-                LEAST.min(self.most)
-            }
+        let most = if self.drain.is_some() {
+            DRAINED
+        } else if (self.bytes as f64) < self.window {
+            self.silence.unwrap_or(self.most)
+        } else {
+            LEAST
+        };
+        calls < most.min(self.most)
     }
 
     /// A call is made, of the size that is returned within. `bulk`: it carries much, or is expected to bring much.
@@ -242,7 +258,9 @@ impl Pace {
         self.answered_sent_at = self.answered_sent_at.max(trip.sent_at);
         self.round_answered += 1;
         self.loss -= self.loss * SMOOTH;
+        self.spoken();
         self.sizes.arrived(answer.largest.min(trip.size));
+        self.size_proved |= answer.largest.min(trip.size) * 2 > self.sizes.current();
         self.smooth = if self.smooth.is_zero() {
             answer.took
         } else {
@@ -294,9 +312,13 @@ impl Pace {
     fn end_round(&mut self, limited: bool, now: Now) {
         self.round += 1;
         self.round_ends = self.delivered;
+        let trips = self
+            .base
+            .map_or(Duration::MAX, |(base, _)| base * RATE_TRIPS);
         while self.rates.len() > 1
             && self.rates.front().is_some_and(|&(round, at, _)| {
-                round + RATE_ROUNDS < self.round && at + RATE_TIME < now
+                let age = now.saturating_sub(at);
+                age > RATE_TIME && (round + RATE_ROUNDS < self.round || age > trips)
             })
         {
             self.rates.pop_front();
@@ -322,7 +344,7 @@ impl Pace {
 
     fn take_base(&mut self, trip: Trip, answer: Answer, now: Now) {
         match self.drain {
-            Some(Drain::Emptying) if self.calls <= LEAST => {
+            Some(Drain::Emptying) if self.calls <= DRAINED => {
                 self.drain = Some(Drain::Empty(now));
             }
             Some(Drain::Empty(since)) if trip.sent_at >= since => {
@@ -393,8 +415,30 @@ impl Pace {
         self.polls = self.polls.clamp(1, self.most);
     }
 
+    /// Calls ran out of time, and nothing was answered since the oldest of them was made. `in_flight`: how many there were with them.
+    pub fn silent(&mut self, in_flight: usize) {
+        let most = self.silence.unwrap_or(self.most).min(in_flight);
+        self.silence = Some((most / 2).max(LEAST));
+        // Where it was put back and nothing of that size came since, the size may well be what is wrong.
+        if self.before.is_none() && std::mem::take(&mut self.size_proved) {
+            self.before = Some(self.sizes.clone());
+        }
+    }
+
+    /// Something was answered: a silence is over.
+    fn spoken(&mut self) {
+        self.silence = self
+            .silence
+            .map(|calls| calls * 2)
+            .filter(|&calls| calls < self.most);
+        if let Some(sizes) = self.before.take() {
+            self.sizes = sizes;
+        }
+    }
+
     /// The reply to a call that was taken for lost came after all.
     pub fn late(&mut self, trip: Trip) {
+        self.spoken();
         if trip.bulk {
             self.sizes.late(trip.size);
         }

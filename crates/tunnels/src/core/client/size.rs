@@ -33,7 +33,7 @@ impl Class {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Sizes {
     /// From small to large.
     classes: Vec<Class>,
