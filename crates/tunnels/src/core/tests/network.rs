@@ -178,7 +178,8 @@ proptest! {
     ) {
         let (latency, jitter, think) = (times.0 * MS, times.1 * MS, times.2 * MS);
         let (lose_calls, lose_replies, duplicate, late, junk) = losses;
-        let link = Link { latency, jitter, lose_calls, lose_replies, duplicate, late, junk, think, ..Link::default() };
+        let duplicate_replies = duplicate;
+        let link = Link { latency, jitter, lose_calls, lose_replies, duplicate, duplicate_replies, late, junk, think, ..Link::default() };
         let limits = |buffer| Limits {
             buffered_bytes_per_stream: buffer,
             buffered_bytes_per_session: 2 * buffer,

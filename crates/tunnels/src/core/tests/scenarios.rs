@@ -29,7 +29,7 @@ fn check(seed: u64, link: Link, len: usize, limit: Duration) -> Duration {
     took
 }
 
-/// A row of the table: what is wrong with the network, and how long a mebibyte each way and half of it there and back may take.
+/// A row of the table: what is wrong with the network, and how long a mebibyte each way and half of it there and back may take, in the median.
 struct Row {
     name: &'static str,
     link: Link,
@@ -54,10 +54,10 @@ fn rows() -> Vec<Row> {
     vec![
         row("no loss", lossy(0), 1),
         row("1 % of messages lost each way", lossy(1), 2),
-        row("10 % of messages lost each way", lossy(10), 4),
+        row("10 % of messages lost each way", lossy(10), 5),
         row("50 % of messages lost each way", lossy(50), 60),
         row("1 % of datagrams lost", datagrams(10), 3),
-        row("10 % of datagrams lost", datagrams(100), 10),
+        row("10 % of datagrams lost", datagrams(100), 15),
         row("20 % of datagrams lost", datagrams(200), 90),
         row(
             "duplicate calls",
@@ -66,6 +66,22 @@ fn rows() -> Vec<Row> {
                 ..Link::default()
             },
             2,
+        ),
+        row(
+            "duplicate replies",
+            Link {
+                duplicate_replies: 30,
+                ..Link::default()
+            },
+            2,
+        ),
+        row(
+            "20 % of replies lost and no calls",
+            Link {
+                lose_replies: 20,
+                ..Link::default()
+            },
+            12,
         ),
         row(
             "reordered",
@@ -113,12 +129,20 @@ fn rows() -> Vec<Row> {
     ]
 }
 
+/// How often each row is run. Where much is lost, luck counts for much.
+const RUNS: u64 = 5;
+
 #[test]
 fn bytes_arrive_once_and_in_order_whatever_the_network_does() {
-    for (seed, Row { name, link, within }) in rows().into_iter().enumerate() {
-        let took = check(seed as u64, link, 1 << 20, 20 * within);
-        println!("{name}: {took:.1?}");
-        assert!(took < within, "{name}: {took:?}");
+    for (number, Row { name, link, within }) in rows().into_iter().enumerate() {
+        let seeds = (0..RUNS).map(|run| 1_000 * run + number as u64);
+        let mut took: Vec<Duration> = seeds
+            .map(|seed| check(seed, link.clone(), 1 << 20, 20 * within))
+            .collect();
+        took.sort();
+        let median = took[took.len() / 2];
+        println!("{name}: {median:.1?}, {took:.1?}");
+        assert!(median < within, "{name}: {took:?}");
     }
 }
 
