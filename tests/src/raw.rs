@@ -106,6 +106,7 @@ impl Raw {
         let (records, access) = (self.records.clone(), self.access.clone());
         let watching = self.host.run(async move {
             let record = GroupRecord::attach(&records, access).await.unwrap();
+            answered(|| record.slots(Fetch::Network)).await;
             let mut watch = record.watch().await.unwrap();
             {
                 let mut first = std::pin::pin!(watch.next());
@@ -420,7 +421,7 @@ pub struct GroupWatch {
 }
 
 impl GroupWatch {
-    /// Waits until there is a member of this name, and looks at the slots only when the watch says that something changed.
+    /// Waits until there is a member of this name, and looks at the slots only after the watch said that something changed.
     pub async fn told_of(self, name: &'static str) {
         let Self {
             host,
@@ -433,13 +434,13 @@ impl GroupWatch {
         };
         host.run(async move {
             loop {
+                watch.next().await.unwrap();
                 answered(|| record.slots(Fetch::Network)).await;
                 let slots = record.slots(Fetch::Cached).await.unwrap();
                 let mut slots = slots.into_iter().filter_map(|(_, slot)| slot.ok());
                 if slots.any(|slot| is_told(slot.value)) {
                     return;
                 }
-                watch.next().await.unwrap();
             }
         })
         .await;

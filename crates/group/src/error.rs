@@ -47,6 +47,9 @@ pub enum Error {
     /// The group's record cannot be read now, so there may be more than what is known here. Retry when the network is better.
     #[error("who is in the group and what they have could not be read")]
     NotSeen(#[source] Arc<Error>),
+    /// This device holds no list of files of this member's, so without the one that is missing it would publish an empty one.
+    #[error("this device has no list of files that it could publish instead")]
+    NothingToPublish,
     /// Nobody in the group has this repo key.
     #[error("no member of the group has this repo key")]
     NoSuchMember,
@@ -149,6 +152,7 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::TooManyWanted { .. }
             | Self::BadMessage { .. }
+            | Self::NothingToPublish
             | Self::ReadOnly
             | Self::Unreadable
             | Self::Left

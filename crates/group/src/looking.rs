@@ -44,8 +44,18 @@ async fn look_in_turn(group: &Group) {
     let mut schedule = Schedule::default();
     let mut under_way = FuturesUnordered::new();
     loop {
-        if online(group).await.is_err() {
-            return;
+        // What is under way goes on meanwhile.
+        let mut is_online = std::pin::pin!(online(group));
+        loop {
+            tokio::select! {
+                online = &mut is_online => match online {
+                    Ok(()) => break,
+                    Err(_) => return,
+                },
+                Some((repo, found)) = under_way.next(), if !under_way.is_empty() => {
+                    schedule.looked(&repo, found, origin.elapsed());
+                }
+            }
         }
         let now = origin.elapsed();
         schedule.keep(group.lookable(), now);
@@ -90,7 +100,13 @@ async fn look(group: &Group, key: &PublicKey) -> bool {
         inner.peers.look(&repo).await
     };
     let found = match timeout(LOOK, looked).await {
-        Ok(Ok(changed)) => changed,
+        Ok(Ok(changed)) => {
+            if changed {
+                // Sessions ended, or somebody else can be asked for what is wanted.
+                inner.engine.newcomer();
+            }
+            changed
+        }
         Ok(Err(error)) => {
             tracing::debug!(%error, "a member's tunnels cannot be read");
             false
@@ -151,6 +167,8 @@ struct Schedule {
     turns: BTreeMap<PublicKey, Turn>,
     /// When looks that came in the pace of [`EACH`] would be used up.
     used: Duration,
+    /// The last one was preferred for a change of their slot, so the next one is in their turn.
+    preferred: bool,
 }
 
 #[derive(Debug)]
@@ -203,9 +221,10 @@ impl Schedule {
             .turns
             .iter_mut()
             .filter(|(_, turn)| !turn.under_way && turn.due <= now)
-            .min_by_key(|(_, turn)| (!turn.changed, turn.due))?;
+            // At most every second one is preferred: those who change all the time must not be all who are looked at.
+            .min_by_key(|(_, turn)| (turn.changed == self.preferred, turn.due))?;
         turn.under_way = true;
-        turn.changed = false;
+        self.preferred = std::mem::take(&mut turn.changed);
         turn.looked = Some(now);
         self.used = self.used.max(now) + EACH;
         Some(repo.clone())

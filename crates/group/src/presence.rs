@@ -249,8 +249,12 @@ struct Taken<'a> {
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
+        if self.repos.is_empty() {
+            return;
+        }
         let mut state = self.presences.lock();
         state.unwritten.extend(self.repos.drain());
+        self.presences.changed.notify_one();
     }
 }
 

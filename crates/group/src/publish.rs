@@ -19,6 +19,8 @@ use crate::{
 
 /// A healthy group looks after itself so often even when nothing seems to change.
 const ROUND: Duration = Duration::from_secs(300);
+/// How long everybody may take to say whether they have what is to be overruled.
+const ASK_AGAIN: Duration = Duration::from_secs(90);
 /// How often a slot is sought anew when others took it first.
 const RACES: usize = 16;
 
@@ -33,8 +35,8 @@ pub enum Unpublished {
     Member,
     /// What this member archived or deleted.
     Files,
-    /// What another device of this member wrote, and nobody who is there has. Until it is here and merged, none of this device's files
-    /// are published, unless [`Group::overrule`] says so.
+    /// What another device of this member wrote and is not here yet. Until it is merged, none of this device's files are published. Where
+    /// nobody can give it any more, [`Group::overrule`] gives it up.
     Merge,
     /// This member's slot: the others cannot see the newest of the above, or not this member at all.
     Slot,
@@ -154,16 +156,28 @@ impl Group {
         Ok(slot.is_none_or(|known| known.root.map(|root| root.hash) != root))
     }
 
-    /// Publishes what this device holds without what another device of this member wrote and nobody can give: [`Unpublished::Merge`].
-    /// Files that only the other device's list names are gone for all members then, unless that device comes back, which merges the two.
-    /// So this is for a device that is lost, and nothing does it unasked. Whether there was anything to overrule.
+    /// Publishes what this device holds without what another device of this member wrote and nobody can give: [`Unpublished::Merge`]. Everybody
+    /// is asked for it once more first, so this needs the network; if it comes, it is merged.
+    ///
+    /// Files that only the other device's list names are gone for all members afterwards, unless that device comes back, which merges the
+    /// two. So this is for a device that is lost, and nothing does it unasked. Whether anything was overruled.
     ///
     /// # Errors
-    /// [`Error::ReadOnly`], [`Error::Left`]; those of the local disk.
+    /// [`Error::ReadOnly`], [`Error::Left`]; [`Error::NothingToPublish`] where this device holds no list at all, and would publish an empty
+    /// one; those of the network where it cannot be told whether somebody has it, and of the local disk.
     pub async fn overrule(&self) -> Result<bool> {
         let own = self.inner.writer()?;
         if own.repo.unmerged().await?.is_none() {
             return Ok(false);
+        }
+        if own.repo.held_root().await?.is_none() {
+            return Err(Error::NothingToPublish);
+        }
+        match timeout(ASK_AGAIN, self.sync_collection(own.repo.public_key())).await {
+            Ok(Err(Error::NobodyHas { .. } | Error::MemberDoesNotAnswer)) => {}
+            Ok(Err(error)) => return Err(error),
+            Ok(Ok(())) if own.repo.unmerged().await?.is_none() => return Ok(false),
+            Ok(Ok(())) | Err(_) => return Err(Error::Timeout { limit: ASK_AGAIN }),
         }
         own.repo.overrule().await?;
         self.inner.changed();
@@ -242,18 +256,22 @@ async fn publish(group: &Group) -> Result<()> {
         Err(Error::ReadOnly) => return Ok(()),
         own => own?,
     };
-    merge(group, own).await?;
+    let merged = merge(group, own).await;
     // Before anybody learns of a root, it is served.
     group.refresh_reach(&own.repo).await?;
+    // What waits to be merged keeps this device's files back, and nothing else: until then, the record's root is the other device's.
     let edited = group.publish_records(own).await?;
     // Another device of this member may have been first.
-    merge(group, own).await?;
+    let merged = match merged {
+        Ok(()) => merge(group, own).await,
+        failed => failed,
+    };
     advertise(group, own).await?;
-    edited.map_or(Ok(()), Err)
+    edited.map_or(Ok(()), Err)?;
+    merged
 }
 
-/// Merges what this member's other devices published. What cannot be had holds up everything else: publishing without it would take
-/// those files out of the archive.
+/// Merges what this member's other devices published. Publishing without it would take those files out of the archive.
 async fn merge(group: &Group, own: &Own) -> Result<()> {
     while own.repo.unmerged().await?.is_some() {
         group.sync_collection(own.repo.public_key()).await?;
@@ -366,6 +384,7 @@ mod tests {
             Unpublished::Group,
             Unpublished::Member,
             Unpublished::Files,
+            Unpublished::Merge,
             Unpublished::Slot,
             Unpublished::Tunnel,
         ] {

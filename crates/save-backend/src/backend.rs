@@ -240,10 +240,11 @@ impl Backend {
         let open = self.groups_map().clone();
         let mut groups = Vec::with_capacity(open.len());
         for (id, group) in open {
+            let pending = pending(&group).await;
             groups.push(GroupStatus {
                 id: id.to_string(),
-                unpublished: group.has_unpublished(),
-                pending: pending(&group).await,
+                unpublished: group.has_unpublished() || !pending.is_empty(),
+                pending,
                 received: group.bytes_received(),
                 broken: None,
             });

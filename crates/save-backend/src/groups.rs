@@ -308,18 +308,22 @@ impl Backend {
     }
 
     /// The members of a group, as they are known here: at once, and kept up to date in the background. With `refresh`, their slots are read
-    /// from the network first, and for at most 4 seconds more who of them advertises a tunnel.
+    /// from the network first.
     ///
     /// # Errors
     /// [`Error::GroupNotFound`]; with `refresh` those of the network.
     pub async fn members(&self, id: &GroupId, refresh: bool) -> Result<Vec<Member>> {
-        let group = self.group(id)?;
-        let members = group.members(freshness(refresh)).await?;
-        if !refresh {
-            return Ok(members);
-        }
-        group.look_at_members().await;
-        Ok(group.members(Fetch::Cached).await?)
+        Ok(self.group(id)?.members(freshness(refresh)).await?)
+    }
+
+    /// Looks who of the members advertises a tunnel now, for at most 4 seconds; [`members`](Self::members) tells afterwards. The same is done
+    /// in the background, in turn.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`].
+    pub async fn look_at_members(&self, id: &GroupId) -> Result<()> {
+        self.group(id)?.look_at_members().await;
+        Ok(())
     }
 
     /// The devices that read or store along in a group without a slot: readers and replicas. With `refresh`, their record is read from
@@ -479,14 +483,15 @@ pub(crate) async fn info(id: &GroupId, group: &Group) -> GroupInfo {
             0
         }
     };
+    let pending = pending(group).await;
     GroupInfo {
         id: id.clone(),
         name,
         members,
         role: group.role(),
         writable: group.own_repo().is_some(),
-        unpublished: group.has_unpublished(),
-        pending: pending(group).await,
+        unpublished: group.has_unpublished() || !pending.is_empty(),
+        pending,
     }
 }
 

@@ -87,6 +87,7 @@ fn group_kind(error: &group::Error) -> ErrorKind {
         | E::ReadOnly
         | E::Unreadable
         | E::Left
+        | E::NothingToPublish
         | E::TooManyStaying { .. }
         | E::TooManyWanted { .. } => ErrorKind::Refused,
         E::NameTooLong { .. } => ErrorKind::Invalid,

@@ -300,8 +300,8 @@ pub enum GroupCommand {
     },
     /// Publish this device's files without what another device of yours wrote
     ///
-    /// For a second device that is lost, and whose list of files nobody has: `save group list` then says that "merge" is not published. Files
-    /// that only that list names go from everybody's devices, unless that device comes back.
+    /// For a second device that is lost, and whose list of files nobody has: `save group list` then says that "merge" is not published. Everybody
+    /// is asked for the list once more. Files that only it names go from everybody's devices, unless that device comes back.
     Overrule {
         /// Really do it
         #[arg(long)]

@@ -63,7 +63,7 @@ pub enum Item {
         writable: bool,
         /// Whether everything that was done here has been published.
         published: bool,
-        /// What has not: `group`, `member`, `files`, `slot`, `tunnel`.
+        /// What has not: `group`, `member`, `files`, `merge`, `slot`, `tunnel`.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pending: Vec<String>,
     },

@@ -183,7 +183,7 @@ fn describe(item: &Item) -> Described {
             short_key(id).to_owned(),
             members.to_string(),
             clean(role),
-            if *published || pending.is_empty() {
+            if pending.is_empty() {
                 yes(*published)
             } else {
                 format!("no ({})", clean(&pending.join(", ")))

@@ -62,7 +62,11 @@ impl Context<'_> {
         if refresh {
             self.online().await?;
         }
-        let members = self.backend.members(&id, refresh).await?;
+        let mut members = self.backend.members(&id, refresh).await?;
+        if refresh {
+            self.backend.look_at_members(&id).await?;
+            members = self.backend.members(&id, false).await?;
+        }
         let ignored = self.backend.ignored(&id).await?;
         for member in members {
             let left = ignored

@@ -22,9 +22,12 @@ impl Context<'_> {
 
     pub(super) async fn overrule(&self, group: Option<&str>) -> Result<()> {
         let id = self.group(group).await?;
+        self.online().await?;
+        self.output.progress(Stage::Finding, 0, None);
         if !self.backend.overrule(&id).await? {
             return Err(Error::Usage(
-                "there is nothing to overrule: no other device's list is missing here".to_owned(),
+                "there is nothing to overrule: no other device's list is missing here (any more)"
+                    .to_owned(),
             ));
         }
         self.show(&id).await?;

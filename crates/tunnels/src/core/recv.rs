@@ -58,6 +58,12 @@ impl RecvBuffer {
         }
     }
 
+    /// Whether bytes at this offset are what those beyond the first gap wait for.
+    pub fn is_gap(&self, offset: u64) -> bool {
+        let contiguous = self.contiguous();
+        offset <= contiguous && contiguous < self.highest
+    }
+
     /// What arrived beyond the first gap, at most `max` ranges.
     pub fn beyond(&self, max: usize) -> Vec<Range<u64>> {
         let contiguous = self.contiguous();

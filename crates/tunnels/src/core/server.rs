@@ -287,11 +287,12 @@ impl ServerCore {
             session.route = route;
             session.keys = keys.clone();
         }
-        if over_budget
-            && frames
-                .iter()
-                .any(|frame| matches!(frame, Frame::Data { .. }))
-        {
+        // What fills a gap is taken all the same: what lies beyond can be read then, and is held no longer.
+        let has_to_wait = |frame: &Frame| match frame {
+            Frame::Data { stream, offset, .. } => !session.streams.fills_gap(*stream, *offset),
+            _ => false,
+        };
+        if over_budget && frames.iter().any(has_to_wait) {
             return answer(Frame::Busy { wait_ms: 100 });
         }
         let listener = self.listeners.get_mut(&key.0);

@@ -119,6 +119,12 @@ impl Streams {
         self.recv_held
     }
 
+    /// Whether bytes of a stream at this offset let its reader go on to what is held already.
+    pub fn fills_gap(&self, id: u64, offset: u64) -> bool {
+        let stream = self.streams.get(&id);
+        stream.is_some_and(|stream| stream.recv.buffer.is_gap(offset))
+    }
+
     /// Whether the other side may have something to say, so that it has to be asked.
     pub fn expects(&self) -> bool {
         self.streams.values().any(|stream| !stream.is_quiet())

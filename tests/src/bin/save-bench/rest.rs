@@ -17,7 +17,9 @@ const SMALL: u64 = 64;
 /// Until what starting set off is over, and its memory given back.
 const SETTLE: Duration = Duration::from_secs(20);
 /// How long nothing happens.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_secs(120);
+/// Before that, everybody is looked at again and again, with pauses that double up to ten minutes.
+const QUIET: Duration = Duration::from_secs(16 * 60);
 
 /// `fetch_memory`: how far the memory of holder and fetcher goes above what they need when idle, while a large file is put and
 /// fetched; the higher of the two, in MiB. The baseline is the same for a small file. New devices each time. Beside it what each
@@ -102,7 +104,7 @@ pub(crate) async fn idle(arguments: &Arguments) -> Result<()> {
     let keys = holder.create().await?;
     member.join(&keys).await?;
     member.exchange(&holder, &keys, "file", MIB as u64).await?;
-    tokio::time::sleep(SETTLE).await;
+    tokio::time::sleep(QUIET / u32::from(arguments.scale)).await;
     let mut figure = Figure::default();
     let minutes = IDLE.as_secs_f64() / 60.0;
     for _ in 0..arguments.rounds {

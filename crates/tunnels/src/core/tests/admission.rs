@@ -516,6 +516,50 @@ fn a_node_that_holds_too_much_puts_calls_off() {
     assert!(held <= (1 << 20) + 32_768, "{held}");
 }
 
+/// Otherwise nothing of it could ever be read.
+#[test]
+fn what_fills_a_gap_is_not_put_off() {
+    let (mut server, listener) = server(Limits {
+        buffered_bytes: 64 * 1024,
+        ..Limits::default()
+    });
+    let open = Frame::Open {
+        stream: 0,
+        protocol: 1,
+    };
+    let data = |offset: u64, len: usize| Frame::Data {
+        stream: 0,
+        offset,
+        fin: false,
+        bytes: vec![7; len].into(),
+    };
+    let mut number = 0;
+    let mut call = |server: &mut ServerCore, frames: &[Frame]| {
+        number += 1;
+        let call = message(5, 1, number, frames);
+        let replies = server.on_call(number, route(1), call, 100 * SECOND);
+        Frame::decode_all(&replies[0].1.clone().into()).unwrap()
+    };
+    // The first thousand bytes got lost.
+    call(&mut server, &[hello(), open, data(1_000, 30_000)]);
+    let busy = [Frame::Busy { wait_ms: 100 }];
+    assert_ne!(call(&mut server, &[data(31_000, 1_500)]), busy);
+    call(&mut server, &[data(32_500, 1_000)]);
+    assert_eq!(call(&mut server, &[data(33_500, 1_000)]), busy);
+    assert_ne!(call(&mut server, &[data(0, 1_000)]), busy);
+    let key = (listener, SessionId::from_bytes([1; 16]));
+    let mut read = 0;
+    while let Some(bytes) = server
+        .with(&key, |streams| streams.read(0, usize::MAX, 100 * SECOND))
+        .unwrap()
+        .unwrap()
+    {
+        read += bytes.len();
+    }
+    assert_eq!(read, 33_500);
+    assert_ne!(call(&mut server, &[data(33_500, 1_000)]), busy);
+}
+
 #[test]
 fn a_proved_peer_that_breaks_the_rules_is_cut_off() {
     let broken = [
