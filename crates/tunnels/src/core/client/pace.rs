@@ -16,9 +16,6 @@ use super::size::Sizes;
 const START: usize = 4;
 /// Calls that are always allowed: fewer keep no way busy, and one of them may be held.
 const LEAST: usize = 4;
-/// Calls while a queue is to run empty; one more when they carry something. On a slow way even [`LEAST`] of them wait for each other, and what is
-/// measured then would count as the way's own delay.
-const DRAINED: usize = 1;
 /// Queueing that the window may cause: little for whoever else uses the way, and enough to keep it busy. On a long way more, as a part of
 /// the shortest round trip.
 const QUEUE: Duration = Duration::from_millis(25);
@@ -195,13 +192,23 @@ impl Pace {
 
     fn has_room(&self, calls: usize) -> bool {
         let most = if self.drain.is_some() {
-            DRAINED
+            self.drained()
         } else if (self.bytes as f64) < self.window {
             self.silence.unwrap_or(self.most)
         } else {
             LEAST
         };
         calls < most.min(self.most)
+    }
+
+    /// Calls while a queue is to run empty: half of what the way holds. On a slow way even [`LEAST`] of them would wait for each other, and what is
+    /// measured then would count as the way's own delay.
+    fn drained(&self) -> usize {
+        let Some((base, _)) = self.base else {
+            return LEAST;
+        };
+        let calls = self.rate() * base.as_secs_f64() / 2.0 / self.sizes.current() as f64;
+        (calls as usize).clamp(1, LEAST)
     }
 
     /// A call is made, of the size that is returned within. `bulk`: it carries much, or is expected to bring much.
@@ -344,7 +351,7 @@ impl Pace {
 
     fn take_base(&mut self, trip: Trip, answer: Answer, now: Now) {
         match self.drain {
-            Some(Drain::Emptying) if self.calls <= DRAINED => {
+            Some(Drain::Emptying) if self.calls <= self.drained() => {
                 self.drain = Some(Drain::Empty(now));
             }
             Some(Drain::Empty(since)) if trip.sent_at >= since => {
