@@ -100,6 +100,9 @@ impl SendStream {
 
     /// Takes some of `data`, at least one byte, and says how many. Waits while the stream's buffer is full. Safe to drop.
     ///
+    /// A writer whose reader is there and does not read waits without limit: to bound that, put a timeout around this call (nothing was taken
+    /// when it is dropped), and [`reset`](Self::reset) the stream.
+    ///
     /// # Errors
     /// [`Stopped`](Error::Stopped) when the other side stopped reading, [`Finished`](Error::Finished) after `finish` or `reset`, or whatever
     /// ended the session.
