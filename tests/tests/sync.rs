@@ -393,7 +393,9 @@ async fn a_liar_costs_one_chunk_group() {
     cleo.list_until(&id, |paths| paths.len() == 1).await;
     // The honest one is slow enough that the liar gets his turn.
     ana.host.limit_rate(1_500_000).await.unwrap();
+    let begin = Instant::now();
     assert!(cleo.get(&id, "film.bin").await == film, "the bytes differ");
+    let took = begin.elapsed();
     let ignored = cleo
         .on({
             let id = id.clone();
@@ -408,9 +410,10 @@ async fn a_liar_costs_one_chunk_group() {
     assert!(ignored.iter().all(|(of, _)| *of == repo), "{ignored:?}");
     let received = cleo.backend.status().await.groups[0].received;
     eprintln!(
-        "8 MB with a liar: {received} bytes came, {} wrong answers",
+        "8 MB at 1.5 MB/s with a liar: {took:?}, {received} bytes came, {} wrong answers",
         liar.lies()
     );
+    assert!(took < Duration::from_secs(45), "{took:?}");
     assert!(liar.lies() > 0);
     assert!(received < 8_000_000 * 103 / 100, "{received}");
     liar.stop().await;

@@ -3,12 +3,15 @@
 #![recursion_limit = "256"]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use devnet::{Devnet, Host, Node, NodeOptions};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tunnels::{Error, Incoming, Limits, Listener, Psk, RouteSource, Session, Tunnels};
 use veilid_core::{CRYPTO_KIND_VLD0, DHTSchema, Target, VeilidAPI, VeilidAPIError, VeilidUpdate};
@@ -17,6 +20,12 @@ const READY: Duration = Duration::from_secs(90);
 const MIB: usize = 1 << 20;
 /// Streams at once: nearly as many as one session may have.
 const MANY: usize = 1_000;
+/// Reads of a record, of which the usual time and the longest are looked at.
+const READS: usize = 9;
+/// Junk calls at once.
+const JUNK: usize = 100;
+/// So long nothing comes before a way counts as cut. Our own timer for lost calls is shorter.
+const STILL: Duration = Duration::from_secs(3);
 
 /// Begins a call that is answered without tunnels.
 const RAW: &[u8] = b"raw call without a tunnel";
@@ -32,6 +41,8 @@ const ECHO: u16 = 3;
 const STOP: u16 = 4;
 /// Waits for the other side to stop, and writes until it does.
 const ENDLESS: u16 = 5;
+/// Counts up, eight bytes a number, until the other side stops.
+const NUMBERS: u16 = 6;
 
 struct Member {
     node: Node,
@@ -164,6 +175,13 @@ async fn answer(
         ENDLESS => loop {
             send.write_all(&[7; 10_000]).await?;
         },
+        NUMBERS => {
+            for first in (0_u64..).step_by(1_000) {
+                let numbers = (first..first + 1_000).flat_map(u64::to_be_bytes);
+                send.write_all(&numbers.collect::<Vec<_>>()).await?;
+            }
+            Ok(())
+        }
         _ => Ok(()),
     }
 }
@@ -384,10 +402,9 @@ async fn many_streams(session: &Session) {
     while let Some(done) = tasks.join_next().await {
         done.unwrap();
     }
-    eprintln!(
-        "{MANY} streams at once answered after {:?}",
-        begin.elapsed()
-    );
+    let took = begin.elapsed();
+    eprintln!("{MANY} streams at once answered after {took:?}");
+    assert!(took < Duration::from_secs(60), "{took:?}");
 }
 
 /// The client opens a stream to the server while the server opens one to the client: each is a session of its own.
@@ -401,10 +418,9 @@ async fn both_sides_at_once(server: &Member, client: &Member, session: &Session)
     let len = 4 * MIB;
     let begin = Instant::now();
     let (there, here) = tokio::join!(download(session, len), download(&back, len));
-    eprintln!(
-        "4 MiB each way, of streams that both sides opened, after {:?}",
-        begin.elapsed()
-    );
+    let took = begin.elapsed();
+    eprintln!("4 MiB each way, of streams that both sides opened, after {took:?}");
+    assert!(took < Duration::from_secs(30), "{took:?}");
     let expected = bytes(len as u64, len);
     assert!(there == expected && here == expected, "a download differs");
     assert_eq!(outcomes.recv().await, Some((SOURCE, Ok(()))));
@@ -456,29 +472,69 @@ async fn junk_delays_nobody(server: &Member, client: &Member, listener: &Listene
         assert_eq!(value.unwrap().data(), b"value");
         begin.elapsed()
     };
-    let quiet = read().await;
+    let mut quiet = Vec::new();
+    for _ in 0..READS {
+        quiet.push(read().await);
+    }
+    quiet.sort();
+    let usual = quiet[READS / 2];
+
+    // As many junk calls as ever are under way, until the reads are done.
     let blob = listener.route().borrow().clone().unwrap();
     let api = client.node.api().clone();
+    let done = Arc::new(AtomicBool::new(false));
+    let (refused, other) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (ends, counts) = (done.clone(), (refused.clone(), other.clone()));
     let junk = client.host.run(async move {
         let route = api.import_remote_private_route(blob.to_vec()).unwrap();
         let context = api.routing_context().unwrap();
-        let calls =
-            (0..100).map(|n| context.app_call(Target::RouteId(route.clone()), vec![n; 2_000]));
-        let begin = Instant::now();
-        let replies = futures::future::join_all(calls).await;
-        let refused = replies
-            .iter()
-            .filter(|reply| matches!(reply, Ok(reply) if reply[..] == [0]))
-            .count();
-        (refused, begin.elapsed())
+        let call = |n: usize| {
+            let message = vec![u8::try_from(n % 256).unwrap(); 500];
+            context.app_call(Target::RouteId(route.clone()), message)
+        };
+        let mut calls: FuturesUnordered<_> = (0..JUNK).map(call).collect();
+        while let Some(reply) = calls.next().await {
+            let refusal = matches!(reply, Ok(reply) if reply[..] == [0]);
+            let count = if refusal { &counts.0 } else { &counts.1 };
+            let number = count.fetch_add(1, Ordering::Relaxed);
+            if !ends.load(Ordering::Relaxed) {
+                calls.push(call(number));
+            }
+        }
     });
-    let ((refused, took), busy) = tokio::join!(junk, read());
-    eprintln!(
-        "a DHT read took {quiet:?}, and {busy:?} beside 100 junk calls, of which {refused} were refused within {took:?}"
+    let reads = async {
+        let mut busy = Vec::new();
+        while busy.len() < READS || refused.load(Ordering::Relaxed) < JUNK {
+            let before = refused.load(Ordering::Relaxed);
+            let took = read().await;
+            // Beside a read during which none was answered, the junk may have had a rest.
+            if refused.load(Ordering::Relaxed) > before {
+                busy.push(took);
+            }
+        }
+        busy
+    };
+    let reads = async {
+        let busy = tokio::time::timeout(READY, reads).await;
+        done.store(true, Ordering::Relaxed);
+        busy
+    };
+    let ((), busy) = tokio::join!(junk, reads);
+    let busy = busy.expect("reads and junk go on beside each other");
+    let slowest = busy.iter().max().copied().unwrap();
+    let (refused, other) = (
+        refused.load(Ordering::Relaxed),
+        other.load(Ordering::Relaxed),
     );
-    // Calls that are held occupy their worker for five seconds.
-    assert!(busy < Duration::from_secs(4), "{busy:?}");
-    assert!(refused >= 90, "{refused}");
+    eprintln!(
+        "a DHT read took {usual:?} ({quiet:?}); beside {JUNK} junk calls at a time {slowest:?} at most ({busy:?}), while {refused} were refused and {other} got lost"
+    );
+    // All nodes share the processors of this machine, so the junk costs some time; calls that were held would occupy their workers for five seconds.
+    assert!(
+        slowest <= (4 * usual).max(Duration::from_secs(2)),
+        "{slowest:?} instead of {usual:?}"
+    );
+    assert!(other * 10 <= refused, "{other} of {refused}");
 }
 
 async fn strangers_learn_nothing(client: &Member, listener: &Listener) {
@@ -541,16 +597,95 @@ async fn a_dead_route_is_replaced(server: &Member, listener: &Listener, session:
         .await;
     route.wait_for(Option::is_none).await.unwrap();
     route.wait_for(Option::is_some).await.unwrap();
-    eprintln!("a dead route was replaced after {:?}", begin.elapsed());
+    let replaced = begin.elapsed();
+    eprintln!("a dead route was replaced after {replaced:?}");
+    assert!(replaced < Duration::from_secs(15), "{replaced:?}");
     // What was on its way or held here may still come before that.
     got.extend_from_slice(&down.read_full(6 * MIB).await.unwrap());
-    eprintln!("bytes came again after {:?}", begin.elapsed());
+    let again = begin.elapsed();
+    eprintln!("bytes came again after {again:?}");
+    assert!(again < Duration::from_secs(30), "{again:?}");
     got.extend_from_slice(&down.read_to_end(len).await.unwrap());
     upload.await.unwrap().unwrap();
     assert_eq!(
         answer.read_to_end(32).await.unwrap()[..],
         hash.as_bytes()[..]
     );
-    eprintln!("both streams were through after {:?}", begin.elapsed());
+    let through = begin.elapsed();
+    eprintln!("both streams were through after {through:?}");
+    assert!(through < Duration::from_secs(60), "{through:?}");
     assert!(got == bytes(len as u64, len), "download differs");
+}
+
+/// Nodes are cut off one after the other, until one of them carried the session: everything stands still, and then goes on over others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hop_that_vanishes_is_replaced() {
+    devnet::trace_to_stderr();
+    // Enough that routes are found without the one that is gone.
+    let devnet = Devnet::start(devnet::MIN_NODES + 2).await.unwrap();
+    let server = Member::start(&devnet, "server").await;
+    let client = Member::start(&devnet, "client").await;
+    let listener = Arc::new(server.tunnels.listen(psk(1)).await.unwrap());
+    let (results, _outcomes) = tokio::sync::mpsc::unbounded_channel();
+    let serving = tokio::spawn(serve(listener.clone(), results));
+    let session = client
+        .tunnels
+        .connect(psk(1), Arc::new(Published(listener.route())));
+    let (_send, mut recv) = session.open(NUMBERS).await.unwrap();
+    let (count, mut counted) = watch::channel(0_u64);
+    let reading = tokio::spawn(async move {
+        loop {
+            let numbers = recv.read_exact(8_000).await?;
+            for number in numbers.chunks(8) {
+                let expected = count.borrow().to_be_bytes();
+                assert_eq!(number, expected, "the numbers have a gap");
+                count.send_modify(|count| *count += 1);
+            }
+            if count.is_closed() {
+                return Ok::<_, Error>(recv);
+            }
+        }
+    });
+    counted.wait_for(|count| *count > 100_000).await.unwrap();
+
+    let mut cut = None;
+    for node in devnet.backbone() {
+        node.host().cut_off().await.unwrap();
+        if stands_still(&mut counted).await {
+            cut = Some(node);
+            break;
+        }
+        node.host().rejoin().await.unwrap();
+    }
+    let cut = cut.expect("some node carries the session");
+    let (begin, before) = (Instant::now(), *counted.borrow());
+    eprintln!("{} carried the session", cut.host().name());
+    let again = counted.wait_for(|count| *count > before + 100_000);
+    tokio::time::timeout(Duration::from_secs(60), again)
+        .await
+        .expect("the stream goes on without the node")
+        .unwrap();
+    eprintln!("it went on after {:?}", begin.elapsed() + STILL);
+
+    drop(counted);
+    assert!(reading.await.unwrap().is_ok());
+    client.tunnels.close().await;
+    server.tunnels.close().await;
+    serving.await.unwrap();
+    devnet.stop().await.unwrap();
+}
+
+/// Whether nothing comes for a while, within twice that time.
+async fn stands_still(counted: &mut watch::Receiver<u64>) -> bool {
+    let begin = Instant::now();
+    while begin.elapsed() < 2 * STILL {
+        counted.mark_unchanged();
+        if tokio::time::timeout(STILL, counted.changed())
+            .await
+            .is_err()
+        {
+            return true;
+        }
+    }
+    false
 }
