@@ -105,6 +105,8 @@ pub(crate) struct Known {
 
 /// How long a look for everybody waits for the guests.
 const GUESTS: Duration = Duration::from_secs(4);
+/// And where nobody else can be asked.
+const GUESTS_ALONE: Duration = Duration::from_secs(10);
 /// The first byte of a row of this kind.
 pub(crate) const KIND: u8 = 3;
 const VERSION: u8 = 1;
@@ -553,7 +555,7 @@ pub(crate) async fn devices(group: &Group, fetch: Fetch) -> (Vec<Arc<Peer>>, boo
         .map(|repo| group.inner.peers.of(repo, fetch))
         .collect();
     let guests = (fetch == Fetch::Network).then(|| look_for_guests(group));
-    let patience = Instant::now() + GUESTS;
+    let begin = Instant::now();
     let mut devices = Vec::new();
     let mut complete = true;
     while let Some(found) = asked.next().await {
@@ -569,8 +571,12 @@ pub(crate) async fn devices(group: &Group, fetch: Fetch) -> (Vec<Arc<Peer>>, boo
         }
     }
     if let Some(guests) = guests {
+        let patience = match devices.is_empty() {
+            true => GUESTS_ALONE,
+            false => GUESTS,
+        };
         // What comes later is there the next time.
-        let _ = timeout_at(patience, guests).await;
+        let _ = timeout_at(begin + patience, guests).await;
     }
     match group
         .inner
