@@ -222,9 +222,13 @@ async fn whoever_joins_at_the_same_time_gets_a_slot() {
     let all = ["Anja", "ben", "cleo", "dora", "emil", "fay"];
     let devices_told = join_all(devices.iter().map(|device| device.told(&id, &all)));
     let watchers_told = join_all(watching.into_iter().map(|watch| watch.told_of("Anja")));
+    let published = begin.elapsed();
     let all_told = async { tokio::join!(devices_told, watchers_told) };
     timeout(WATCHED, all_told).await.unwrap();
-    eprintln!("twenty were told of a name after {:?}", begin.elapsed());
+    eprintln!(
+        "a name was published after {published:?}, and twenty were told of it after {:?}",
+        begin.elapsed()
+    );
     join_all(watchers.into_iter().map(Raw::stop)).await;
 
     // A new list, and one who leaves.

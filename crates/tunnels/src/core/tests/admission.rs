@@ -520,7 +520,7 @@ fn a_node_that_holds_too_much_puts_calls_off() {
 #[test]
 fn what_fills_a_gap_is_not_put_off() {
     let (mut server, listener) = server(Limits {
-        buffered_bytes: 64 * 1024,
+        buffered_bytes: 16 * 1024,
         ..Limits::default()
     });
     let open = Frame::Open {
@@ -541,11 +541,10 @@ fn what_fills_a_gap_is_not_put_off() {
         Frame::decode_all(&replies[0].1.clone().into()).unwrap()
     };
     // The first thousand bytes got lost.
-    call(&mut server, &[hello(), open, data(1_000, 30_000)]);
+    call(&mut server, &[hello(), open, data(1_000, 8_000)]);
     let busy = [Frame::Busy { wait_ms: 100 }];
-    assert_ne!(call(&mut server, &[data(31_000, 1_500)]), busy);
-    call(&mut server, &[data(32_500, 1_000)]);
-    assert_eq!(call(&mut server, &[data(33_500, 1_000)]), busy);
+    assert_ne!(call(&mut server, &[data(9_000, 500)]), busy);
+    assert_eq!(call(&mut server, &[data(9_500, 500)]), busy);
     assert_ne!(call(&mut server, &[data(0, 1_000)]), busy);
     let key = (listener, SessionId::from_bytes([1; 16]));
     let mut read = 0;
@@ -556,8 +555,8 @@ fn what_fills_a_gap_is_not_put_off() {
     {
         read += bytes.len();
     }
-    assert_eq!(read, 33_500);
-    assert_ne!(call(&mut server, &[data(33_500, 1_000)]), busy);
+    assert_eq!(read, 9_500);
+    assert_ne!(call(&mut server, &[data(9_500, 500)]), busy);
 }
 
 #[test]
