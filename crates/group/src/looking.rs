@@ -124,7 +124,8 @@ async fn look(group: &Group, key: &PublicKey) -> bool {
 }
 
 impl Group {
-    /// Those who can be looked at, with the counters of their slots: the other members, this member's other devices, the guests.
+    /// Those who can be looked at, with the counters of their slots: the other members, this member's other devices, the guests once
+    /// there was one.
     fn lookable(&self) -> Vec<(PublicKey, u64)> {
         let inner = &self.inner;
         let members = self.known_members().into_iter();
@@ -134,7 +135,12 @@ impl Group {
             .collect();
         let own = self.own_repo().filter(|_| !inner.has_left());
         all.extend(own.map(|own| (own.public_key().clone(), 0)));
-        all.push((inner.guests.public_key().clone(), 0));
+        // A record that nobody ever wrote is not looked for: the network takes long to say so, and whoever wants a file that only a guest has
+        // would wait for that. They are found when something is wanted, or when they are asked for.
+        let guests = inner.guests.public_key();
+        if inner.peers.presences.of(guests).last_seen().is_some() {
+            all.push((guests.clone(), 0));
+        }
         all
     }
 

@@ -103,10 +103,8 @@ pub(crate) struct Known {
     pub(crate) name: Option<String>,
 }
 
-/// How long a look for everybody waits for the guests.
+/// How long whoever asks for the guests waits for them.
 const GUESTS: Duration = Duration::from_secs(4);
-/// And where nobody else can be asked.
-const GUESTS_ALONE: Duration = Duration::from_secs(10);
 /// The first byte of a row of this kind.
 pub(crate) const KIND: u8 = 3;
 const VERSION: u8 = 1;
@@ -554,8 +552,6 @@ pub(crate) async fn devices(group: &Group, fetch: Fetch) -> (Vec<Arc<Peer>>, boo
         .iter()
         .map(|repo| group.inner.peers.of(repo, fetch))
         .collect();
-    let guests = (fetch == Fetch::Network).then(|| look_for_guests(group));
-    let begin = Instant::now();
     let mut devices = Vec::new();
     let mut complete = true;
     while let Some(found) = asked.next().await {
@@ -570,28 +566,24 @@ pub(crate) async fn devices(group: &Group, fetch: Fetch) -> (Vec<Arc<Peer>>, boo
             }
         }
     }
-    if let Some(guests) = guests {
-        let patience = match devices.is_empty() {
-            true => GUESTS_ALONE,
-            false => GUESTS,
-        };
-        // What comes later is there the next time.
-        let _ = timeout_at(begin + patience, guests).await;
-    }
-    match group
-        .inner
-        .peers
-        .of(&group.inner.guests, Fetch::Cached)
-        .await
-    {
-        Ok((guests, _)) => devices.extend(guests),
-        Err(error) => tracing::debug!(%error, "the guests cannot be read"),
-    }
+    devices.extend(guest_devices(group).await);
     (devices, complete)
 }
 
+/// The guests' devices, as far as they are known.
+pub(crate) async fn guest_devices(group: &Group) -> Vec<Arc<Peer>> {
+    let inner = &group.inner;
+    match inner.peers.of(&inner.guests, Fetch::Cached).await {
+        Ok((guests, _)) => guests,
+        Err(error) => {
+            tracing::debug!(%error, "the guests cannot be read");
+            Vec::new()
+        }
+    }
+}
+
 /// Reads from the network who the guests are. Of a record that nobody ever wrote, the network takes long to say so.
-fn look_for_guests(group: &Group) -> JoinHandle<()> {
+pub(crate) fn look_for_guests(group: &Group) -> JoinHandle<()> {
     let (group, tasks) = (group.clone(), &group.inner.tasks);
     tasks.spawn(async move {
         let inner = &group.inner;

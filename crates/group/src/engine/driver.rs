@@ -28,6 +28,9 @@ use crate::{
 const ANSWER: Duration = Duration::from_secs(12);
 /// How long looking for everybody's current tunnels may take.
 const LOOK: Duration = Duration::from_secs(12);
+/// How long the guests are waited for where nobody else has what is wanted. Of a record that nobody ever wrote, the network takes long to
+/// say so.
+const GUESTS: Duration = Duration::from_secs(18);
 /// How often the scheduler looks at the clock while there is something to do.
 const TICK: Duration = Duration::from_millis(200);
 /// How often the tunnels that are known from earlier are taken up again.
@@ -87,6 +90,8 @@ struct Driver<'a> {
 struct Looking {
     now: bool,
     last: Option<Instant>,
+    /// Whether the guests were among them.
+    guests: bool,
 }
 
 impl Looking {
@@ -269,7 +274,7 @@ impl Driver<'_> {
                 return;
             }
             looking.now = true;
-            looking.within(RECENT)
+            looking.within(RECENT) && (hashes.is_empty() || looking.guests)
         };
         let (group, engine, looking) = (
             self.group.clone(),
@@ -277,7 +282,9 @@ impl Driver<'_> {
             self.looking.clone(),
         );
         self.jobs.spawn(async move {
+            let mut heard = true;
             if !recent {
+                let guests = members::look_for_guests(&group);
                 let before = engine.lock().taken_up;
                 let found = timeout(LOOK, members::devices(&group, Fetch::Network)).await;
                 let (peers, complete) = match found {
@@ -285,15 +292,24 @@ impl Driver<'_> {
                     Err(_) => (members::devices(&group, Fetch::Cached).await.0, false),
                 };
                 take_up(&group.inner, &engine, peers, complete, before);
+                if !hashes.is_empty() {
+                    engine.lock().scheduler.try_all(&hashes, false);
+                }
+                engine.changed.notify_one();
+                // Nobody waits for these: what is wanted is asked of the others meanwhile.
+                heard = timeout(GUESTS, guests).await.is_ok();
+                let guests = members::guest_devices(&group).await;
+                take_up(&group.inner, &engine, guests, false, before);
             }
             if !hashes.is_empty() {
-                engine.lock().scheduler.try_all(&hashes);
+                engine.lock().scheduler.try_all(&hashes, true);
             }
             {
                 let mut looking = lock(&looking);
                 looking.now = false;
                 if !recent {
                     looking.last = Some(Instant::now());
+                    looking.guests = heard;
                 }
             }
             engine.changed.notify_one();

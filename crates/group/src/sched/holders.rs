@@ -270,11 +270,12 @@ impl Scheduler {
         }
     }
 
-    /// Everybody was looked for anew: forgets for these blobs who does not have them, and who is left alone for anything but a lie.
-    pub(crate) fn try_all(&mut self, hashes: &[Hash]) {
+    /// Those who were looked for anew may have these blobs: forgets who does not have them, and who is left alone for anything but a lie.
+    /// `thorough` says that these were all.
+    pub(crate) fn try_all(&mut self, hashes: &[Hash], thorough: bool) {
         for hash in hashes {
             if let Some(blob) = self.blobs.get_mut(hash) {
-                blob.thorough = true;
+                blob.thorough |= thorough;
             }
         }
         for holder in self.holders.values_mut() {

@@ -263,7 +263,7 @@ impl World {
         if !first.is_empty() {
             self.looked += 1;
             self.s.finding(&first);
-            self.s.try_all(&first);
+            self.s.try_all(&first, true);
         }
         for hash in last {
             self.failed.insert(hash);
