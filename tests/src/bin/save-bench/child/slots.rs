@@ -115,7 +115,7 @@ impl Device {
         Ok(())
     }
 
-    /// Reads all slots with as few calls on Veilid as there can be, and looks at none. The record is forgotten afterwards.
+    /// Reads the group's name and all slots with as few calls on Veilid as there can be, and looks at none. The record is forgotten afterwards.
     pub(super) async fn read_slots_bare(&self, owner: &str) -> Result<SlotsRead> {
         let key = self.attach_to(owner).await?.record_key().clone();
         let context = self.api.routing_context()?;
@@ -125,9 +125,10 @@ impl Device {
         let report = context.inspect_dht_record(key.clone(), None, scope).await?;
         let seqs = report.subkeys().iter().zip(report.network_seqs());
         let set: Vec<u32> = seqs
-            .filter(|(subkey, seq)| *subkey > 0 && seq.is_some())
+            .filter(|(_, seq)| seq.is_some())
             .map(|(subkey, _)| subkey)
             .collect();
+        let members = set.iter().filter(|subkey| **subkey > 0).count();
         let values: Vec<_> = stream::iter(set)
             .map(|subkey| context.get_dht_value(key.clone(), subkey, true))
             .buffer_unordered(AT_ONCE)
@@ -138,7 +139,7 @@ impl Device {
         context.delete_dht_record(key).await?;
         let gets = values.len() as u64;
         Ok(SlotsRead {
-            members: values.into_iter().flatten().count(),
+            members,
             calls: 2 + gets,
             gets,
             most_at_once: AT_ONCE as u64,

@@ -42,7 +42,8 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
     Ok(devnet.stop().await?)
 }
 
-/// The baseline are bare calls on Veilid for the same: one to open the record, one to inspect it, and one for each slot.
+/// The baseline are bare calls on Veilid for the same: one to open the record, one to inspect it, and one for the
+/// name and each slot.
 async fn measure(
     arguments: &Arguments,
     writer: &Device,
