@@ -87,6 +87,11 @@ impl Raw {
         }
     }
 
+    /// Takes the keys of another group.
+    pub fn turn_to(&mut self, access: GroupAccess) {
+        self.access = access;
+    }
+
     fn psk(&self) -> Psk {
         let key = self.access.locator().derive(Purpose::TunnelPsk);
         Psk::from_bytes(*key.as_bytes())
@@ -434,8 +439,10 @@ impl GroupWatch {
         };
         host.run(async move {
             loop {
-                watch.next().await.unwrap();
-                answered(|| record.slots(Fetch::Network)).await;
+                let changed = watch.next().await.unwrap();
+                if !record.read_changed(&changed).await.unwrap() {
+                    answered(|| record.slots(Fetch::Network)).await;
+                }
                 let slots = record.slots(Fetch::Cached).await.unwrap();
                 let mut slots = slots.into_iter().filter_map(|(_, slot)| slot.ok());
                 if slots.any(|slot| is_told(slot.value)) {

@@ -147,12 +147,7 @@ async fn two_groups_stay_apart_over_three_restarts() {
     devnet.stop().await.unwrap();
 }
 
-/// Nodes beside the devices that watch a group, so that it is 20 in all.
-const WATCHERS: [&str; 14] = [
-    "w1", "w2", "w3", "w4", "w5", "w6", "w7", "w8", "w9", "w10", "w11", "w12", "w13", "w14",
-];
-
-/// Five devices take a link at the same time. Each gets a slot, and nobody loses theirs. What happens in the group is told to 20 who watch.
+/// Five devices take a link at the same time. Each gets a slot, and nobody loses theirs.
 #[tokio::test]
 async fn whoever_joins_at_the_same_time_gets_a_slot() {
     let devnet = devnet().await;
@@ -212,25 +207,6 @@ async fn whoever_joins_at_the_same_time_gets_a_slot() {
     assert!(told < WATCHED, "{told:?}");
     assert!(watches(ben) > before, "the watch was not registered anew");
 
-    // Twenty who watch.
-    let access = ana.access(&id);
-    let watchers = WATCHERS.map(|name| Raw::start(&devnet, name, access.clone()));
-    let watchers = join_all(watchers).await;
-    let watching = join_all(watchers.iter().map(Raw::watch_group)).await;
-    let begin = Instant::now();
-    rename(ana, &id, "Anja").await;
-    let all = ["Anja", "ben", "cleo", "dora", "emil", "fay"];
-    let devices_told = join_all(devices.iter().map(|device| device.told(&id, &all)));
-    let watchers_told = join_all(watching.into_iter().map(|watch| watch.told_of("Anja")));
-    let published = begin.elapsed();
-    let all_told = async { tokio::join!(devices_told, watchers_told) };
-    timeout(WATCHED, all_told).await.unwrap();
-    eprintln!(
-        "a name was published after {published:?}, and twenty were told of it after {:?}",
-        begin.elapsed()
-    );
-    join_all(watchers.into_iter().map(Raw::stop)).await;
-
     // A new list, and one who leaves.
     let begin = Instant::now();
     ben.put(&id, "new.txt", b"new".to_vec()).await;
@@ -248,7 +224,7 @@ async fn whoever_joins_at_the_same_time_gets_a_slot() {
     assert!(left.await, "the others were told");
     for device in &devices[..5] {
         let told = device
-            .told(&id, &["Anja", "ben", "cleo", "dora", "emil"])
+            .told(&id, &["Ann", "ben", "cleo", "dora", "emil"])
             .await;
         assert!(told < WATCHED, "{told:?}");
     }
@@ -256,10 +232,60 @@ async fn whoever_joins_at_the_same_time_gets_a_slot() {
     devnet.stop().await.unwrap();
 }
 
-async fn rename(device: &Device, id: &GroupId, name: &'static str) {
-    let of = id.clone();
+/// Nodes that watch a group of one device, so that it is 20 in all.
+const WATCHERS: [&str; 19] = [
+    "w1", "w2", "w3", "w4", "w5", "w6", "w7", "w8", "w9", "w10", "w11", "w12", "w13", "w14", "w15",
+    "w16", "w17", "w18", "w19",
+];
+
+/// A network in which a write takes no longer is as quick as it gets here.
+const SETTLED: Duration = Duration::from_secs(3);
+
+/// What changes in a group is told to 20 who watch.
+#[tokio::test]
+async fn twenty_who_watch_are_told() {
+    let devnet = devnet().await;
+    let ana = Device::start(&devnet, "ana").await;
+    let first = ana.access(&ana.create().await);
+    let nodes = WATCHERS.map(|name| Box::pin(Raw::start(&devnet, name, first.clone())));
+    let mut watchers = join_all(nodes).await;
+    // The group is made when the network has its size. Of an older record too few copies would be where it is looked for, and Veilid
+    // would look for 10 s each time.
+    let id = ana.create().await;
+    for watcher in &mut watchers {
+        watcher.turn_to(ana.access(&id));
+    }
+    let watching = join_all(watchers.iter().map(Raw::watch_group)).await;
+    // Nodes that have just started keep two processors busy, and a write waits for them.
+    let settle = async {
+        for count in 1.. {
+            let begin = Instant::now();
+            rename(&ana, &id, &format!("Ana the {count}th")).await;
+            eprintln!("a name was published after {:?}", begin.elapsed());
+            if begin.elapsed() < SETTLED {
+                break;
+            }
+        }
+    };
+    timeout(LIMIT, settle).await.unwrap();
+    let begin = Instant::now();
+    rename(&ana, &id, "Anja").await;
+    let published = begin.elapsed();
+    let told = watching.into_iter().map(|watch| async {
+        watch.told_of("Anja").await;
+        begin.elapsed()
+    });
+    let told = timeout(WATCHED, join_all(told)).await.unwrap();
+    eprintln!("a name was published after {published:?}, and twenty were told after {told:?}");
+    join_all(watchers.into_iter().map(Raw::stop)).await;
+    ana.stop().await;
+    devnet.stop().await.unwrap();
+}
+
+async fn rename(device: &Device, id: &GroupId, name: &str) {
+    let (of, name) = (id.clone(), name.to_owned());
     device
-        .on(move |b| async move { b.rename_me(&of, name).await.unwrap() })
+        .on(move |b| async move { b.rename_me(&of, &name).await.unwrap() })
         .await;
     device.flush(id).await;
 }

@@ -1,6 +1,7 @@
 //! The record of a group: its metadata and its members' slots.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -9,13 +10,16 @@ use veilid_core::{KeyPair, PublicKey, RecordKey};
 use crate::access::GroupAccess;
 use crate::contexts::Purpose;
 use crate::error::Result;
-use crate::record::{Fetch, Layout, Published, Record, Stamped, Watch, first_failure};
+use crate::record::{Changed, Fetch, Layout, Published, Record, Stamped, Watch, first_failure};
 use crate::records::Records;
 use crate::slot::{Leave, SLOTS, Slot, SlotContext, SlotIndex, SlotRoot, SlotValue};
 use crate::value::ValueKey;
 
 #[cfg(doc)]
 use crate::error::Error;
+
+/// Above so many changed subkeys an inspection costs less than reading each: of many notices that come at once some are old news.
+const CHANGED: usize = 64;
 
 /// The metadata of a group, in subkey 0. Unknown fields are ignored.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,11 +161,9 @@ impl GroupRecord {
         &self,
         fetch: Fetch,
     ) -> Result<Vec<(SlotIndex, Result<Stamped<SlotValue>>)>> {
-        // The metadata come along where they can be read: a new name costs no inspection of its own.
-        let first = u32::from(self.names.is_none());
         let mut failed = match fetch {
             Fetch::Cached => Vec::new(),
-            Fetch::Network => self.record.refresh(first..=SLOTS).await?,
+            Fetch::Network => self.record.refresh(self.readable()).await?,
         };
         failed.retain(|(subkey, _)| *subkey > 0);
         let mut slots = Vec::new();
@@ -182,6 +184,26 @@ impl GroupRecord {
         }
         slots.sort_by_key(|(index, _)| *index);
         Ok(slots)
+    }
+
+    // The metadata come along where they can be read: a new name costs no inspection of its own.
+    fn readable(&self) -> RangeInclusive<u32> {
+        u32::from(self.names.is_none())..=SLOTS
+    }
+
+    /// Reads what a watch announced, without an inspection, so that [`Fetch::Cached`] gives it. Gives whether that is all there is to be
+    /// read; if not, [`slots`](Self::slots) with [`Fetch::Network`] tells the rest.
+    ///
+    /// # Errors
+    /// Those of the cache.
+    pub async fn read_changed(&self, changed: &Changed) -> Result<bool> {
+        let readable = self.readable();
+        let subkeys = changed.subkeys.iter().copied();
+        let subkeys: Vec<u32> = subkeys.filter(|subkey| readable.contains(subkey)).collect();
+        if subkeys.len() > CHANGED {
+            return Ok(false);
+        }
+        self.record.refresh_these(&subkeys).await
     }
 
     /// Signs a member's slot for one index of this group, with their name sealed under the content key.

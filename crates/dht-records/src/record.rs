@@ -215,7 +215,7 @@ impl Record {
     /// Brings the cache up to what the network has: one inspection, then only what changed. Gives the subkeys that cannot be read or
     /// whose value on the network is of no use, and why. Fails where this device cannot store what it read.
     pub(crate) async fn refresh(&self, subkeys: RangeInclusive<u32>) -> Result<Vec<(u32, Error)>> {
-        let report = self.core.inspect().await?;
+        let report = self.core.inspect(None).await?;
         let mut changed = Vec::new();
         for (subkey, seq) in network_seqs(&report) {
             if subkeys.contains(&subkey) {
@@ -225,7 +225,31 @@ impl Record {
                 }
             }
         }
-        let results: Vec<(u32, Result<Option<Note>>)> = stream::iter(changed)
+        self.take_in_all(changed).await
+    }
+
+    /// Brings the cache up to what the network has of these subkeys, without an inspection. Gives whether each could be read and was newer
+    /// than what was here.
+    pub(crate) async fn refresh_these(&self, subkeys: &[u32]) -> Result<bool> {
+        let mut before = Vec::new();
+        for &subkey in subkeys {
+            before.push(self.row(subkey, true).await?.and_then(|row| row.seq));
+        }
+        if !self.take_in_all(subkeys.to_vec()).await?.is_empty() {
+            return Ok(false);
+        }
+        for (&subkey, before) in subkeys.iter().zip(before) {
+            let now = self.row(subkey, true).await?.and_then(|row| row.seq);
+            if now <= before {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads subkeys from the network into the cache. Gives those that cannot be read or opened.
+    async fn take_in_all(&self, subkeys: Vec<u32>) -> Result<Vec<(u32, Error)>> {
+        let results: Vec<(u32, Result<Option<Note>>)> = stream::iter(subkeys)
             .map(|subkey| async move { (subkey, self.refresh_one(subkey).await) })
             .buffer_unordered(self.core.inner.options.parallel.max(1))
             .collect()

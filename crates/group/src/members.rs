@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use dht_records::{
-    DeviceId, Fetch, GroupAccess, GroupMetadata, GuestRole, SlotIndex, SlotRoot, SlotValue,
+    Changed, DeviceId, Fetch, GroupAccess, GroupMetadata, GuestRole, SlotIndex, SlotRoot, SlotValue,
 };
 use futures::{StreamExt, stream::FuturesUnordered};
 use repo::Repo;
@@ -215,14 +215,37 @@ impl Group {
 
     /// Reads the slots from the network, and tells of what changed. Gives why one of them could not be read now, if so.
     pub(crate) async fn refresh_members(&self) -> Result<Option<Error>> {
+        self.refresh_from(None).await
+    }
+
+    /// The same after a watch announced something: that is read first, and all the rest only where it is not all there is.
+    pub(crate) async fn refresh_changed(&self, changed: &Changed) -> Result<Option<Error>> {
+        self.refresh_from(Some(changed)).await
+    }
+
+    async fn refresh_from(&self, changed: Option<&Changed>) -> Result<Option<Error>> {
         let before = self.metadata().await;
-        let failed = self.take_up_slots(Fetch::Network).await?;
+        let fetch = match changed {
+            Some(changed) if self.inner.record.read_changed(changed).await? => Fetch::Cached,
+            _ => Fetch::Network,
+        };
+        let failed = self.take_up_slots(fetch).await?;
         let after = self.metadata().await;
         if before.name != after.name {
             self.inner.emit(GroupEvent::Renamed);
         }
         self.emit_moved(before.moved_by.as_ref(), after.moved_by.as_ref());
         Ok(failed)
+    }
+
+    /// Whether this member's slot may be among what a watch announced.
+    pub(crate) fn may_be_mine(&self, changed: &Changed) -> bool {
+        let Some(own) = self.own_repo() else {
+            return false;
+        };
+        let known = self.inner.known();
+        let slot = known.get(&own.public_key().to_string());
+        slot.is_none_or(|slot| changed.subkeys.contains(&slot.index.get()))
     }
 
     /// The group's metadata as they are known here; empty where they cannot be read.

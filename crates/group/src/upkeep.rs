@@ -215,11 +215,18 @@ async fn keep_watching(group: &Group) {
         }
     };
     pause = PAUSE;
+    let mut changed = None;
     loop {
-        let read = match group.refresh_members().await {
+        let outcome = match &changed {
+            Some(changed) => group.refresh_changed(changed).await,
+            None => group.refresh_members().await,
+        };
+        let read = match outcome {
             Ok(_) => {
-                // Another member may have taken this one's slot.
-                inner.dirty.notify_one();
+                // Another member may have taken this one's slot, or another device of this member written it.
+                if changed.is_none_or(|changed| group.may_be_mine(&changed)) {
+                    inner.dirty.notify_one();
+                }
                 pause = PAUSE;
                 true
             }
@@ -229,10 +236,15 @@ async fn keep_watching(group: &Group) {
             }
         };
         tokio::select! {
-            changed = watch.next() => if changed.is_none() {
-                return;
+            next = watch.next() => match next {
+                // What could not be read now is looked for with all the rest.
+                Some(next) => changed = read.then_some(next),
+                None => return,
             },
-            () = tokio::time::sleep(pause), if !read => pause = (pause * 2).min(LONGEST_PAUSE),
+            () = tokio::time::sleep(pause), if !read => {
+                changed = None;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
         }
         // Whoever changed something is there, and may have what was missing.
         inner.roots_changed.notify_one();

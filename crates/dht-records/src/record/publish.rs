@@ -217,7 +217,7 @@ impl Record {
         // Opening anew makes Veilid look after all copies, but not those of a record that it made itself in this session, and not
         // when it did so a while ago.
         self.core.reopen().await?;
-        let on_network = self.on_network().await?;
+        let on_network = self.on_network(None).await?;
         let (mut round, mut theirs) = (Round::default(), BTreeMap::new());
         let mut lost = 0;
         for subkey in self.known().await? {
@@ -255,7 +255,7 @@ impl Record {
         let begin = Instant::now();
         while !subkeys.is_empty() {
             tokio::time::sleep(LOOK).await;
-            match self.on_network().await {
+            match self.on_network(None).await {
                 Ok(on_network) => {
                     let is_back = |(subkey, seq): (&u32, &Option<u32>)| {
                         on_network.get(subkey).copied() >= *seq
@@ -348,8 +348,10 @@ impl Record {
         if check.is_empty() {
             return;
         }
+        let subkeys: Vec<u32> = check.keys().copied().collect();
         let on_network = match self.flush().await {
-            Ok(()) => self.on_network().await,
+            // Only of what was sent: another subkey of which there are few copies would hold this up.
+            Ok(()) => self.on_network(Some(&subkeys)).await,
             Err(error) => Err(error),
         };
         let on_network = match on_network {
@@ -362,7 +364,7 @@ impl Record {
             }
         };
         let checked = self
-            .each(check.keys().copied().collect(), |subkey| {
+            .each(subkeys, |subkey| {
                 let sent = check.get(&subkey).cloned();
                 let seq = on_network.get(&subkey).copied();
                 async move {
@@ -544,8 +546,8 @@ impl Record {
 
     /// The sequence numbers that nodes other than this one hold. A forced read alone would not do: where nobody
     /// answers it, Veilid gives the local copy. None if they do not have the record.
-    async fn on_network(&self) -> Result<BTreeMap<u32, u32>> {
-        match self.core.inspect().await {
+    async fn on_network(&self, subkeys: Option<&[u32]>) -> Result<BTreeMap<u32, u32>> {
+        match self.core.inspect(subkeys).await {
             Ok(report) => Ok(network_seqs(&report).collect()),
             Err(Error::RecordNotFound) => Ok(BTreeMap::new()),
             Err(error) => Err(error),

@@ -204,15 +204,19 @@ impl Core {
     }
 
     /// What the network has of the record. Fails if no node answers.
-    pub(super) async fn inspect(&self) -> Result<DHTRecordReport> {
-        // Of the whole record always: a range in which nothing was ever written makes Veilid ask every node it knows.
+    /// What the network has of some subkeys, or of all.
+    ///
+    /// Veilid looks until enough nodes have the newest value of each, and for 10 s where they do not. Where nothing was ever written, it asks
+    /// every node it knows.
+    pub(super) async fn inspect(&self, subkeys: Option<&[u32]>) -> Result<DHTRecordReport> {
+        let range = || subkeys.map(|subkeys| subkeys.iter().copied().collect());
         self.call(
             None,
             Operation::Inspect,
             self.inner.options.inspect,
             |context| async move {
                 context
-                    .inspect_dht_record(self.key.clone(), None, DHTReportScope::SyncGet)
+                    .inspect_dht_record(self.key.clone(), range(), DHTReportScope::SyncGet)
                     .await
             },
         )

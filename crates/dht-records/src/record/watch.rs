@@ -178,7 +178,7 @@ impl Watch {
 
     /// Inspects the record and notes what is newer than what was known.
     async fn look(&mut self) {
-        let report = match self.record.core.inspect().await {
+        let report = match self.record.core.inspect(None).await {
             Ok(report) => report,
             Err(error) => {
                 tracing::debug!(%error, "record not inspected");
