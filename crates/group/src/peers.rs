@@ -225,6 +225,12 @@ impl RepoRoute {
 #[async_trait]
 impl RouteSource for RepoRoute {
     async fn route(&self, failed: Option<&[u8]>) -> tunnels::Result<Vec<u8>> {
+        // What was known last is tried at once, and meanwhile this is asked for the newest.
+        if failed.is_none()
+            && let Some(route) = self.find(Fetch::Cached).await
+        {
+            return Ok(route);
+        }
         let fresh = timeout(ROUTE, self.find(Fetch::Network)).await;
         let route = match fresh {
             Ok(Some(route)) => Some(route),

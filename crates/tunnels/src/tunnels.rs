@@ -13,9 +13,11 @@ use crate::{Error, Limits, Listener, Psk, Result, Session};
 /// Where a session finds a route to the other side.
 #[async_trait]
 pub trait RouteSource: Send + Sync + 'static {
-    /// A route blob to whoever is to be reached. Asked at first, and again whenever a route died or went silent.
+    /// A route blob to whoever is to be reached. Asked at first, once more while the first one is tried, and again whenever a route died or
+    /// went silent.
     ///
-    /// `failed` is the blob that stopped working; the same blob may be returned again when no other is known. An error, such as
+    /// Without `failed`, what is known at once is best, even if it is old. `failed` is the blob in use, which stopped working or of which
+    /// that is not known yet: then the newest is asked for. The same blob may be returned again when no other is known. An error, such as
     /// [`Error::RouteSource`], makes the session ask again after a growing pause. The future may be dropped at any time.
     async fn route(&self, failed: Option<&[u8]>) -> Result<Vec<u8>>;
 }

@@ -50,7 +50,7 @@ pub(crate) enum CallFailure {
 pub(crate) enum RouteNeed {
     /// There is work and no route (yet), or the one there was does not work.
     Missing,
-    /// The route that there is has been silent, and may be dead.
+    /// The route that there is has been silent, or nothing was ever heard over it: it may be dead.
     Silent,
 }
 
@@ -271,7 +271,9 @@ impl ClientCore {
 
     /// Goes on over this route, which may be the same as before.
     pub fn set_route(&mut self, tag: RouteTag, now: Now) {
-        self.need = None;
+        // The first one may be an old one: while it is tried, another is looked for.
+        let unproved = self.route.is_none() && self.last_heard.is_zero();
+        self.need = unproved.then_some(RouteNeed::Silent);
         self.timeouts = 0;
         self.no_route_reason = None;
         self.not_before = now;

@@ -81,7 +81,9 @@ impl Driver {
                 self.imported_again = false;
             }
             match need {
-                Some(need) if self.search.is_none() => self.start_search(need),
+                Some(need) if self.search.is_none() => {
+                    self.start_search(need, heard.is_zero());
+                }
                 None if self.search.is_some() => self.search = None,
                 _ => {}
             }
@@ -182,7 +184,7 @@ impl Driver {
 
     // Routes.
 
-    fn start_search(&mut self, need: RouteNeed) {
+    fn start_search(&mut self, need: RouteNeed, first: bool) {
         let failed = self.route.as_ref().map(|route| route.blob.clone());
         if need == RouteNeed::Missing
             && !self.imported_again
@@ -201,6 +203,8 @@ impl Driver {
         let most = self.shared.node.limits.route_backoff;
         let pause = match self.attempts {
             0 => Duration::ZERO,
+            // What is known at once is looked after at once.
+            1 if first && failed.is_some() => Duration::ZERO,
             attempts => (most / 40 * (1 << attempts.min(6))).min(most),
         };
         self.attempts += 1;

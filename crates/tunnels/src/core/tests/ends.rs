@@ -105,6 +105,20 @@ fn nobody_there_is_unreachable() {
 }
 
 #[test]
+fn another_route_is_looked_for_while_the_first_is_tried() {
+    let mut sim = Sim::new(57, Link::default());
+    sim.alive = [route(2)].into();
+    let task = sim.start(protocol::COUNT, vec![1]);
+    sim.run_for(10 * MS);
+    // What was known at once is an old route. The simulated search takes 400 ms, the first call is given up later.
+    sim.published = Some(route(2));
+    let took = sim.run_tasks(5 * SECOND);
+    assert_eq!(sim.tasks[task].end, Some(Ok(())));
+    assert!(took < 600 * MS, "{took:?}");
+    assert_eq!(sim.route_requests, 2);
+}
+
+#[test]
 fn both_sides_notice_a_peer_that_is_gone() {
     let mut sim = Sim::new(53, Link::default());
     sim.start(protocol::SOURCE, (64u64 << 20).to_be_bytes().to_vec());
