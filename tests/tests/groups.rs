@@ -3,7 +3,7 @@
 #![recursion_limit = "256"]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, pin::pin, time::Duration};
 
 use dht_records::{Fetch, SlotValue};
 use futures::future::join_all;
@@ -11,7 +11,7 @@ use integration_tests::answered;
 use integration_tests::peers::{Device, LIMIT, WATCHED, devnet, noise};
 use integration_tests::raw::{self, Raw};
 use iroh_blobs::Hash;
-use save_backend::{GroupId, LinkKind, PublicKey};
+use save_backend::{Error, GroupId, LinkKind, PublicKey};
 use tokio::time::{Instant, sleep, timeout};
 
 /// The members' slots on the network: the number of each, the repo, and how often it was written.
@@ -145,6 +145,70 @@ async fn two_groups_stay_apart_over_three_restarts() {
         device.stop().await;
     }
     devnet.stop().await.unwrap();
+}
+
+/// A device wants a film of a member who went away, in one group. Meanwhile another group of it is as quick as ever, and when the member is
+/// back the film comes.
+#[tokio::test]
+async fn a_group_whose_only_holder_is_away_holds_up_no_other() {
+    let devnet = devnet().await;
+    let ana = Device::start(&devnet, "ana").await;
+    let ben = Device::start(&devnet, "ben").await;
+    let cleo = Device::start(&devnet, "cleo").await;
+    let (slow, quick) = (ana.create().await, ana.create().await);
+    cleo.join(&ana, &slow).await;
+    ben.join(&ana, &quick).await;
+    let film = noise(600_000, 2);
+    cleo.put(&slow, "film.bin", film.clone()).await;
+    ana.list_until(&slow, |paths| paths == ["film.bin"]).await;
+    ben.put(&quick, "before.bin", noise(200_000, 3)).await;
+    assert!(got(&ana, &quick, "before.bin").await == noise(200_000, 3));
+
+    cleo.host.cut_off().await.unwrap();
+    let mut wanted = pin!(got(&ana, &slow, "film.bin"));
+    let busy = async {
+        let begin = Instant::now();
+        for number in 0..3_u8 {
+            let (path, bytes) = (format!("{number}.bin"), noise(200_000, 4 + number));
+            let name = format!("Ana the {number}th");
+            rename(&ana, &quick, &name).await;
+            ben.told(&quick, &[&name, "ben"]).await;
+            ben.put(&quick, &path, bytes.clone()).await;
+            assert!(got(&ana, &quick, &path).await == bytes);
+        }
+        begin.elapsed()
+    };
+    let took = tokio::select! {
+        _ = &mut wanted => panic!("nobody has that film"),
+        took = busy => took,
+    };
+    eprintln!("three names and three files took {took:?}");
+    assert!(took < 3 * WATCHED, "{took:?}");
+    cleo.host.rejoin().await.unwrap();
+    assert!(wanted.await == film);
+    for device in [ana, ben, cleo] {
+        device.stop().await;
+    }
+    devnet.stop().await.unwrap();
+}
+
+/// What is in a file, as soon as it is listed and somebody gives it.
+async fn got(device: &Device, id: &GroupId, path: &str) -> Vec<u8> {
+    let getting = async {
+        loop {
+            match device.get_with(id, path, |_| {}).await {
+                Ok(bytes) => return bytes,
+                Err(error) => assert!(
+                    error.is_retryable() || matches!(error, Error::NoSuchFile),
+                    "{error:?}"
+                ),
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(LIMIT, getting)
+        .await
+        .expect("nobody gives the file")
 }
 
 /// Five devices take a link at the same time. Each gets a slot, and nobody loses theirs.

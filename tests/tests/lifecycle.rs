@@ -699,6 +699,7 @@ async fn who_leaves_is_gone_and_keeps_nothing() {
     assert!(left < 10_000, "{left} bytes are left");
     let cleo = cleo.restart().await;
     assert!(cleo.backend.groups().await.is_empty());
+    assert_eq!(cleo.backend.status().await.leaving, [id.to_string()]);
     cleo.host.rejoin().await.unwrap();
     ana.told(&id, &["ana"]).await;
 
@@ -723,6 +724,7 @@ async fn who_leaves_is_gone_and_keeps_nothing() {
         }
     })
     .await;
+    assert!(cleo.backend.status().await.leaving.is_empty());
     ana.told(&id, &["ana", "cleo again"]).await;
     for device in [ana, ben, cleo] {
         device.stop().await;

@@ -22,8 +22,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use veilid_core::{AttachmentState, VeilidAPI, VeilidAPIError};
 
 use crate::{
-    BackendBuilder, Error, EventKind, EventStream, GroupId, KeyStorage, Result, events::Events,
-    groups::pending, state::State,
+    BackendBuilder, Error, EventKind, EventStream, GroupId, KeyStorage, Result,
+    events::Events,
+    groups::pending,
+    state::{Ending, Remembered, State},
 };
 
 /// How long stopping tries to withdraw the tunnels from the DHT. What Veilid's own shutdown takes comes on top.
@@ -67,6 +69,8 @@ pub struct Status {
     pub online: bool,
     /// The groups that are open.
     pub groups: Vec<GroupStatus>,
+    /// The keys of groups that this device left, and of which the others are not told yet. Empty also where that cannot be read.
+    pub leaving: Vec<String>,
 }
 
 /// How a group is doing.
@@ -261,7 +265,25 @@ impl Backend {
             attachment: attachment.state,
             online: attachment.online,
             groups,
+            leaving: self.leaving().await,
         }
+    }
+
+    async fn leaving(&self) -> Vec<String> {
+        let state = self.inner.state.read().await;
+        let Some(state) = state.as_ref() else {
+            return Vec::new();
+        };
+        let rows = state.groups().await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "which groups are being left cannot be read");
+            Vec::new()
+        });
+        let is_leaving = |row: &Result<Remembered>| {
+            let ending = row.as_ref().ok().and_then(|row| row.ending);
+            ending == Some(Ending::Leave)
+        };
+        let leaving = rows.into_iter().filter(|(_, row)| is_leaving(row));
+        leaving.map(|(id, _)| id).collect()
     }
 
     /// Whether the device can reach others and publish.

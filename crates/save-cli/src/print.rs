@@ -420,6 +420,13 @@ fn status(
     if let Some(attachment) = backend.get("attachment").and_then(|value| value.as_str()) {
         text.push_str(&format!(" ({})", clean(attachment)));
     }
+    let leaving = backend.get("leaving").and_then(|value| value.as_array());
+    for group in leaving.into_iter().flatten().filter_map(|id| id.as_str()) {
+        let group = short_key(group);
+        text.push_str(&format!(
+            "\nleft        {group}: the others are not told yet"
+        ));
+    }
     text
 }
 

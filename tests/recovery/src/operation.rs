@@ -29,6 +29,11 @@ pub trait Operation: Sync {
         false
     }
 
+    /// Whether the device is no member of the linked group afterwards.
+    fn leaves(&self) -> bool {
+        false
+    }
+
     /// Makes what has to be there before. Besides that, the device has its kept files.
     async fn prepare(&self, device: &Device);
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dht_records::Fetch;
 use save_backend::{GroupId, PublicKey, RepoSync};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::{
     Device, File, Operation, State,
@@ -45,7 +45,7 @@ pub const OFFLINE: [&dyn Operation; 8] = [
 ];
 
 /// Changes that need a network, and on it a group to whose link the trial comes.
-pub const ONLINE: [&dyn Operation; 2] = [&JoinGroup, &SyncGroup];
+pub const ONLINE: [&dyn Operation; 3] = [&JoinGroup, &SyncGroup, &LeaveJoined];
 
 /// What the other member of that group has archived.
 pub const OF_THE_OTHER: [File; 5] = [
@@ -372,5 +372,61 @@ impl Operation for SyncGroup {
         }
         // What was verified before the death may stay, so some files can be here in the old state as well.
         if missing == 0 { State::New } else { State::Old }
+    }
+}
+
+/// How long the others are told for.
+const TOLD: Duration = Duration::from_secs(20);
+
+/// Leaves the group of the other member, who is told.
+struct LeaveJoined;
+
+#[async_trait]
+impl Operation for LeaveJoined {
+    fn name(&self) -> &'static str {
+        "leave_a_joined_group"
+    }
+
+    fn leaves(&self) -> bool {
+        true
+    }
+
+    async fn prepare(&self, device: &Device) {
+        SyncGroup.prepare(device).await;
+        SyncGroup.apply(device).await.unwrap();
+    }
+
+    async fn apply(&self, device: &Device) -> save_backend::Result<()> {
+        let id = device.linked();
+        match limited("leaving", device.backend.leave_group(&id, TOLD)).await {
+            Ok(_) | Err(save_backend::Error::GroupNotFound) => {}
+            Err(error) => return Err(error),
+        }
+        // What an earlier attempt began is done by the device itself; on a full disk later. Whether it was done, the other member says.
+        let told = async {
+            while !device.backend.status().await.leaving.is_empty() {
+                sleep(Duration::from_millis(300)).await;
+            }
+        };
+        let _ = timeout(TOLD, told).await;
+        Ok(())
+    }
+
+    async fn state(&self, device: &Device) -> State {
+        let id = device.linked();
+        if device
+            .backend
+            .groups()
+            .await
+            .iter()
+            .all(|group| group.id != id)
+        {
+            return State::New;
+        }
+        for file in &OF_THE_OTHER {
+            let found = device.read(&id, file.path).await;
+            assert!(found == Some(file.bytes()), "{} is not there", file.path);
+        }
+        State::Old
     }
 }

@@ -63,7 +63,12 @@ fn kill(operation: &dyn Operation) {
             .network(&serde_json::to_vec(&settings).unwrap(), &link)
             .witnessed(Box::new(move || {
                 runtime_ref.block_on(async {
-                    ana_ref.sees_ben(&group).await;
+                    let members = if operation.leaves() {
+                        &[][..]
+                    } else {
+                        &["Ben"]
+                    };
+                    ana_ref.sees(&group, members).await;
                     ana_ref.leave(&group).await;
                 });
             }))
@@ -117,25 +122,27 @@ impl Ana {
             .await
     }
 
-    /// Waits until Ben is a member, and checks that he is one only.
-    async fn sees_ben(&self, id: &GroupId) {
+    /// Waits until these are the other members, and checks that there are no more.
+    async fn sees(&self, id: &GroupId, expected: &'static [&'static str]) {
         let (backend, id) = (self.backend.clone(), id.clone());
         let seen = self.host.run(async move {
             loop {
                 let members = backend.members(&id, true).await.unwrap();
-                let bens = members.iter().filter(|member| !member.is_self);
-                let names: Vec<_> = bens.map(|ben| ben.name.as_deref()).collect();
-                match names[..] {
-                    [] => sleep(Duration::from_millis(200)).await,
-                    [name] => {
-                        assert_eq!(name, Some("Ben"));
-                        return;
-                    }
-                    _ => panic!("the attempt that was killed left a member: {names:?}"),
+                let others = members.iter().filter(|member| !member.is_self);
+                let names: Vec<_> = others.filter_map(|other| other.name.as_deref()).collect();
+                if names == expected {
+                    return;
                 }
+                assert!(
+                    names.len() < 2,
+                    "the attempt that was killed left a member: {names:?}"
+                );
+                sleep(Duration::from_millis(200)).await;
             }
         });
-        timeout(LIMIT, seen).await.expect("Ben is never seen");
+        timeout(LIMIT, seen)
+            .await
+            .expect("who is a member is never seen");
     }
 
     /// Leaves the group of a trial that is over: hundreds of groups keep a device busy.
