@@ -53,12 +53,13 @@ struct Outcome {
     full: [usize; 2],
 }
 
-/// Which of so many writes are points to be killed at, if there is time for `most`: at equal distances, up to the last.
+/// Which of so many writes are points to be killed at, if there is time for `most`: at equal distances, from the first to the last.
 fn points(writes: u64, most: u64) -> BTreeSet<u64> {
     if writes <= most {
         return (1..=writes).collect();
     }
-    (1..=most).map(|n| writes * n / most).collect()
+    let between = most.saturating_sub(1).max(1);
+    (0..most).map(|n| 1 + (writes - 1) * n / between).collect()
 }
 
 /// The ways to die at the points of a change: before the write, in the midst of it, and once more while the device starts again.
@@ -115,10 +116,7 @@ pub fn sweep<'a>(name: &str, effort: Effort, trial: impl Fn(usize) -> Trial<'a> 
         );
     }
     let mut mishaps = deaths(&run, &restart, effort);
-    let mut full = points(run.writes.len() as u64, effort.full);
-    if effort.full > 0 {
-        full.insert(1);
-    }
+    let full = points(run.writes.len() as u64, effort.full);
     mishaps.extend(full.into_iter().map(Mishap::FullDisk));
     let count = mishaps.len();
     let queue = Mutex::new(mishaps);
@@ -215,11 +213,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_points_are_spread_and_the_last_write_is_one() {
+    fn few_points_are_spread_from_the_first_write_to_the_last() {
         let points = |writes, most| points(writes, most).into_iter().collect::<Vec<_>>();
         assert_eq!(points(3, 5), [1, 2, 3]);
-        assert_eq!(points(100, 4), [25, 50, 75, 100]);
-        assert_eq!(points(7, 3), [2, 4, 7]);
+        assert_eq!(points(100, 4), [1, 34, 67, 100]);
+        assert_eq!(points(7, 3), [1, 4, 7]);
+        assert_eq!(points(7, 1), [1]);
     }
 
     #[test]

@@ -35,8 +35,14 @@ pub fn main() {
 fn kill(operation: &dyn Operation) {
     let runtime = Runtime::new().unwrap();
     let devnet = runtime.block_on(Devnet::start(devnet::MIN_NODES)).unwrap();
+    // Whoever leaves has joined and fetched everything before.
+    let points = if operation.leaves() {
+        POINTS / 2
+    } else {
+        POINTS
+    };
     let effort = Effort {
-        most: of_variable(MORE_POINTS, POINTS),
+        most: of_variable(MORE_POINTS, points),
         in_turns: true,
         full: of_variable(MORE_FULL, FULL),
         dead: OF_THE_OTHER

@@ -108,6 +108,7 @@ fn nobody_there_is_unreachable() {
 fn another_route_is_looked_for_while_the_first_is_tried() {
     let mut sim = Sim::new(57, Link::default());
     sim.alive = [route(2)].into();
+    sim.server.add_route(sim.listener, route(2));
     let task = sim.start(protocol::COUNT, vec![1]);
     sim.run_for(10 * MS);
     // What was known at once is an old route. The simulated search takes 400 ms, the first call is given up later.
