@@ -297,10 +297,10 @@ async fn whoever_joins_at_the_same_time_gets_a_slot() {
     devnet.stop().await.unwrap();
 }
 
-/// Nodes that watch a group of one device, so that it is 20 in all.
-const WATCHERS: [&str; 19] = [
+/// Nodes that watch a group of one device.
+const WATCHERS: [&str; 20] = [
     "w1", "w2", "w3", "w4", "w5", "w6", "w7", "w8", "w9", "w10", "w11", "w12", "w13", "w14", "w15",
-    "w16", "w17", "w18", "w19",
+    "w16", "w17", "w18", "w19", "w20",
 ];
 
 /// A network in which a write takes no longer is as quick as it gets here.

@@ -191,8 +191,8 @@ impl GroupRecord {
         u32::from(self.names.is_none())..=SLOTS
     }
 
-    /// Reads what a watch announced, without an inspection, so that [`Fetch::Cached`] gives it. Gives whether that is all there is to be
-    /// read; if not, [`slots`](Self::slots) with [`Fetch::Network`] tells the rest.
+    /// Reads what a watch announced, without an inspection, so that [`Fetch::Cached`] gives it. Gives whether each of it was newer than what was
+    /// here; if not, [`slots`](Self::slots) with [`Fetch::Network`] tells what there is.
     ///
     /// # Errors
     /// Those of the cache.

@@ -238,16 +238,6 @@ impl Group {
         Ok(failed)
     }
 
-    /// Whether this member's slot may be among what a watch announced.
-    pub(crate) fn may_be_mine(&self, changed: &Changed) -> bool {
-        let Some(own) = self.own_repo() else {
-            return false;
-        };
-        let known = self.inner.known();
-        let slot = known.get(&own.public_key().to_string());
-        slot.is_none_or(|slot| changed.subkeys.contains(&slot.index.get()))
-    }
-
     /// The group's metadata as they are known here; empty where they cannot be read.
     async fn metadata(&self) -> GroupMetadata {
         let metadata = self.inner.record.metadata(Fetch::Cached).await;

@@ -222,13 +222,15 @@ async fn keep_watching(group: &Group) {
             None => group.refresh_members().await,
         };
         let read = match outcome {
-            Ok(_) => {
-                // Another member may have taken this one's slot, or another device of this member written it.
-                if changed.is_none_or(|changed| group.may_be_mine(&changed)) {
-                    inner.dirty.notify_one();
+            Ok(failed) => {
+                // Another member may have taken this one's slot.
+                inner.dirty.notify_one();
+                // A slot that could not be read is in no later notice.
+                let read = failed.is_none();
+                if read {
+                    pause = PAUSE;
                 }
-                pause = PAUSE;
-                true
+                read
             }
             Err(error) => {
                 tracing::debug!(%error, "the members cannot be read now");

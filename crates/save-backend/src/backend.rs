@@ -69,7 +69,8 @@ pub struct Status {
     pub online: bool,
     /// The groups that are open.
     pub groups: Vec<GroupStatus>,
-    /// The keys of groups that this device left, and of which the others are not told yet. Empty also where that cannot be read.
+    /// The keys of groups that this device left, where something is left to do: taking away what is here, or telling the others. Without
+    /// those whose row cannot be read.
     pub leaving: Vec<String>,
 }
 

@@ -75,8 +75,6 @@ pub(crate) struct Writer {
     broken: Option<Error>,
     /// New large blobs since the last checkpoint.
     recent: usize,
-    /// Rows that nothing claims any more.
-    dead_pages: Vec<Op>,
     /// Whether the tables may hold what is not on the disk itself.
     index_dirty: bool,
     pages_dirty: bool,
@@ -95,7 +93,6 @@ impl Writer {
             dead: Vec::new(),
             broken: None,
             recent: 0,
-            dead_pages: Vec::new(),
             // The last process may have left something.
             index_dirty: true,
             pages_dirty: true,
@@ -226,8 +223,6 @@ impl Writer {
                 }
             }
         }
-        // Nobody waits for that.
-        self.remove_dead().await;
         if self.logged >= LOGGED_BYTES || lock(&self.tables.logged).len() >= LOGGED_BLOBS {
             self.flush_now().await;
         }
@@ -323,27 +318,22 @@ impl Writer {
         {
             tracing::warn!(%error, "the last writes were not brought to the disk yet");
         }
-        let dead = requests.iter().flat_map(|request| &request.dead_pages);
-        self.dead_pages.extend(dead.cloned());
+        // What is not claimed any more. If it stays, it costs space until the next garbage collection.
+        let dead: Vec<Op> = requests
+            .iter()
+            .flat_map(|request| request.dead_pages.iter().cloned())
+            .collect();
+        if !dead.is_empty() {
+            // Not before what takes their place, and the index without them, are on the disk itself.
+            let removed = match self.checkpoint_of(&open).await {
+                Ok(()) => open.pages.commit(dead).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = removed {
+                tracing::warn!(%error, "dead pages were not removed yet");
+            }
+        }
         Ok(entries)
-    }
-
-    /// Removes what is not claimed any more. If it stays, it costs space until the next garbage collection.
-    async fn remove_dead(&mut self) {
-        let dead = std::mem::take(&mut self.dead_pages);
-        if dead.is_empty() {
-            return;
-        }
-        // Not before what takes their place, and the index without them, are on the disk itself.
-        let removed = async {
-            let tables = self.tables.clone();
-            let open = tables.read().await?;
-            self.checkpoint_of(&open).await?;
-            open.pages.commit(dead).await
-        };
-        if let Err(error) = removed.await {
-            tracing::warn!(%error, "dead pages were not removed yet");
-        }
     }
 
     /// Whether the index has to claim all that is in the log together with these: one of them changes what is only there, or is a

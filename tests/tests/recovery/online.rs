@@ -69,11 +69,8 @@ fn kill(operation: &dyn Operation) {
             .network(&serde_json::to_vec(&settings).unwrap(), &link)
             .witnessed(Box::new(move || {
                 runtime_ref.block_on(async {
-                    let members = if operation.leaves() {
-                        &[][..]
-                    } else {
-                        &["Ben"]
-                    };
+                    let ben: &[_] = &[Some("Ben")];
+                    let members = if operation.leaves() { &[] } else { ben };
                     ana_ref.sees(&group, members).await;
                     ana_ref.leave(&group).await;
                 });
@@ -129,13 +126,13 @@ impl Ana {
     }
 
     /// Waits until these are the other members, and checks that there are no more.
-    async fn sees(&self, id: &GroupId, expected: &'static [&'static str]) {
+    async fn sees(&self, id: &GroupId, expected: &'static [Option<&'static str>]) {
         let (backend, id) = (self.backend.clone(), id.clone());
         let seen = self.host.run(async move {
             loop {
                 let members = backend.members(&id, true).await.unwrap();
                 let others = members.iter().filter(|member| !member.is_self);
-                let names: Vec<_> = others.filter_map(|other| other.name.as_deref()).collect();
+                let names: Vec<_> = others.map(|other| other.name.as_deref()).collect();
                 if names == expected {
                     return;
                 }

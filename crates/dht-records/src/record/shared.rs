@@ -203,8 +203,7 @@ impl Core {
         }
     }
 
-    /// What the network has of the record. Fails if no node answers.
-    /// What the network has of some subkeys, or of all.
+    /// What the network has of some subkeys, or of all. Fails if no node answers.
     ///
     /// Veilid looks until enough nodes have the newest value of each, and for 10 s where they do not. Where nothing was ever written, it asks
     /// every node it knows.

@@ -285,6 +285,8 @@ impl ClientCore {
             return;
         }
         self.route = Some((tag, Keys::derive(&self.psk, self.id, tag)));
+        // Whoever refused over another route decides nothing for this one.
+        self.refusals = 0;
         self.rtt = Rtt::default();
         self.pace.restart();
         self.next_poll = now;
