@@ -207,7 +207,8 @@ async fn got(device: &Device, id: &GroupId, path: &str) -> Vec<u8> {
             sleep(Duration::from_millis(100)).await;
         }
     };
-    timeout(LIMIT, getting)
+    // Whoever is away meanwhile may be so for as long as the other group is busy.
+    timeout(LIMIT + 3 * WATCHED, getting)
         .await
         .expect("nobody gives the file")
 }
