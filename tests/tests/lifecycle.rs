@@ -397,7 +397,23 @@ async fn two_devices_of_a_member_write_one_repo() {
     ben.told(&id, &["Anna", "ben"]).await;
     // Both can be found.
     shown(&ben, &id, &ana.repo(&id), |ana| ana.tunnels == 2).await;
-    for device in [ana, tablet, ben] {
+
+    // Both are lost. With the link that she kept, a new one has what others have of her files, and goes on in their place.
+    let of = id.clone();
+    let kept = ana
+        .on(move |b| async move { b.link(&of, LinkKind::Device).await.unwrap() })
+        .await;
+    for device in [ana, tablet] {
+        device.stop().await;
+    }
+    let new = Device::start(&devnet, "new").await;
+    new.join_with(&kept, &id).await;
+    new.list_until(&id, |paths| paths.len() == 5).await;
+    assert_eq!(new.get(&id, "both.txt").await, b"of the phone, later");
+    new.put(&id, "anew.txt", b"anew".to_vec()).await;
+    ben.list_until(&id, |paths| paths.len() == 6).await;
+    assert_eq!(ben.get(&id, "anew.txt").await, b"anew");
+    for device in [new, ben] {
         device.stop().await;
     }
     devnet.stop().await.unwrap();

@@ -121,7 +121,7 @@ impl Group {
                 whole: !own && !self.is_ours(hash).await?,
             });
         }
-        let mut tickets = self.inner.engine.want(&wanted).await?;
+        let mut tickets = self.inner.engine.want(&wanted, None).await?;
         for ticket in &mut tickets {
             ticket.done(&Reporter::silent()).await?;
         }

@@ -20,6 +20,7 @@ use tokio::{
     sync::{Notify, watch},
     time::Instant,
 };
+use veilid_core::PublicKey;
 
 pub(crate) use self::driver::{close, run};
 use crate::{
@@ -81,6 +82,8 @@ struct State {
     next_holder: HolderId,
     /// How often devices were taken up.
     taken_up: u64,
+    /// What is wanted as a member's file, since the driver last looked: that member's devices have it, most likely.
+    presumed: Vec<(Hash, PublicKey)>,
     /// Something new is wanted, so the known tunnels are taken up again.
     fresh: bool,
     /// There is a member who was never looked for.
@@ -179,11 +182,15 @@ impl Engine {
         self.origin.elapsed()
     }
 
-    /// Wants blobs. What is here already costs nothing.
+    /// Wants blobs, as files of a member if that is said. What is here already costs nothing.
     ///
     /// # Errors
     /// [`Error::TooLarge`], [`Error::Store`], [`Error::Closed`].
-    pub(crate) async fn want(self: &Arc<Self>, wanted: &[Wanted]) -> Result<Vec<Ticket>> {
+    pub(crate) async fn want(
+        self: &Arc<Self>,
+        wanted: &[Wanted],
+        of: Option<&PublicKey>,
+    ) -> Result<Vec<Ticket>> {
         let mut tickets = Vec::with_capacity(wanted.len());
         let mut wants = Vec::new();
         for wanted in wanted {
@@ -241,6 +248,9 @@ impl Engine {
                 missing,
                 whole: wanted.whole,
             });
+            if let Some(of) = of {
+                state.presumed.push((wanted.hash, of.clone()));
+            }
             let progress = state
                 .progress
                 .entry(wanted.hash)

@@ -1,10 +1,11 @@
 //! The group's files: everybody's lists, and the files themselves.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use dht_records::Fetch;
 use futures::{
     StreamExt,
+    future::{Either, select},
     stream::{self, FuturesUnordered},
 };
 use repo::{Entry, EntryPath, FileReader, Repo, Source, WriteOptions, seal::Layout};
@@ -205,14 +206,27 @@ impl Group {
             let size = sealed_size(&entry)?;
             Reporter::new(size, Some(size), on_progress).state(FetchState::Stored);
         } else {
-            let waiting = self.begin_wanting(member, Some(path)).await?;
-            let outcome = self.bring_here(&entry, on_progress).await;
+            let waiting = self.begin_wanting(member, Some(path))?;
+            let outcome = {
+                let writing = pin!(waiting.write_down());
+                let fetching = pin!(self.bring_here(member, &entry, on_progress));
+                // The first bytes come meanwhile.
+                match select(writing, fetching).await {
+                    Either::Left((written, fetching)) => {
+                        written?;
+                        fetching.await
+                    }
+                    Either::Right((outcome, writing)) => {
+                        writing.await?;
+                        outcome
+                    }
+                }
+            };
             // What can never be had need not stay wanted.
-            let settled = match &outcome {
+            waiting.end(match &outcome {
                 Ok(()) => true,
                 Err(error) => matches!(error, Error::TooLarge { .. }),
-            };
-            waiting.end(settled).await?;
+            });
             outcome?;
         }
         Ok(repo.read(path).await?)
@@ -237,15 +251,16 @@ impl Group {
         self.repo(member).await
     }
 
-    /// Fetches a file, and waits until it is verified and on disk.
+    /// Fetches a member's file, and waits until it is verified and on disk.
     pub(crate) async fn bring_here(
         &self,
+        member: &PublicKey,
         entry: &Entry,
         on_progress: Option<OnProgress>,
     ) -> Result<()> {
         let wanted = wanted_blob(entry)?;
         let reporter = Reporter::new(0, wanted.size, on_progress);
-        for ticket in &mut self.inner.engine.want(&[wanted]).await? {
+        for ticket in &mut self.inner.engine.want(&[wanted], Some(member)).await? {
             ticket.done(&reporter).await?;
         }
         reporter.state(FetchState::Stored);

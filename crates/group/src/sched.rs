@@ -43,6 +43,9 @@ const NOTHING_WHOLE: Duration = Duration::from_secs(120);
 const PART_AGAIN: Duration = Duration::from_secs(3);
 /// How long a holder that has too much to do is left alone.
 const BUSY: Duration = Duration::from_millis(1_500);
+/// So long after it fell silent, a holder that still advertises a tunnel is waited for where nobody else has what is wanted: it takes a
+/// device up to a minute to notice that its route died, and to publish another.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// One that had too much to do so often in a row has failed each further time.
 const REFUSALS: u32 = 20;
 /// A holder that fails so many tasks one after the other is left alone.
@@ -167,6 +170,8 @@ struct Holder {
     /// How often in a row it had too much to do; what was refused together counts once.
     refused: u32,
     lost: u32,
+    /// Since when it does not say what it has.
+    silent: Option<Now>,
     /// Streams to it at a time, at most; half as many after some that stalled, which may have shared too slow a way.
     most: usize,
     /// Small blobs for one request; fewer after one that broke off.

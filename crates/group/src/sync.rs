@@ -167,16 +167,17 @@ impl Group {
             return Ok(report.into_sync(error));
         }
         // Before the first byte, so that it goes on after a crash.
-        let waiting = self.begin_wanting(member, None).await?;
+        let waiting = self.begin_wanting(member, None)?;
+        waiting.write_down().await?;
         let error = self.bring_missing(&mut report).await;
         let error = match error {
             Ok(error) => error,
             Err(error) => {
-                waiting.end(false).await?;
+                waiting.end(false);
                 return Err(error);
             }
         };
-        waiting.end(error.is_none()).await?;
+        waiting.end(error.is_none());
         let error = collection.err().or(error).or(report.error.take());
         Ok(report.into_sync(error))
     }
@@ -281,7 +282,7 @@ impl Group {
                 for wanted in &mut more {
                     wanted.whole &= !self.inner.held.contains(&wanted.hash);
                 }
-                let tickets = self.inner.engine.want(&more).await?;
+                let tickets = self.inner.engine.want(&more, None).await?;
                 for (ticket, wanted) in tickets.into_iter().zip(more) {
                     let size = wanted.size.unwrap_or(0);
                     under_way.push(wait(ticket, files.reporter(size), size));

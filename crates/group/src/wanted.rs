@@ -156,7 +156,14 @@ impl Group {
         let repo = self.repo_of(member).await?;
         let entry = repo.entry(path).await?.ok_or(repo::Error::NoSuchFile)?;
         if !self.is_here(&entry).await? {
-            self.enqueue(member, Some(path), 0).await?;
+            let new = self.enqueue(member, Some(path), 0)?;
+            // Also what was there before: whoever put it there may not have got so far.
+            let key = key(member, Some(path));
+            let written = self.write_down(std::slice::from_ref(&key)).await;
+            if written.is_err() && new {
+                self.inner.queue.remove(&key);
+            }
+            written?;
             self.inner.queue.changed.notify_one();
         }
         Ok(())
@@ -243,59 +250,46 @@ impl Group {
             .name(KIND, &[repo.as_bytes(), path.as_bytes()])
     }
 
-    /// Puts something into the queue, durably, for good or for `waiting` callers who wait for it.
-    async fn enqueue(
+    /// Puts something into the queue, for good or for `waiting` callers who wait for it. Whether it was not there.
+    fn enqueue(
         &self,
         member: &PublicKey,
         path: Option<&EntryPath>,
         waiting: usize,
-    ) -> Result<()> {
-        let key = key(member, path);
+    ) -> Result<bool> {
         let since = self.inner.ctx.clock.now();
-        let new = {
-            let mut items = self.inner.queue.lock();
-            let full = items.len() >= MAX_WANTED;
-            match items.entry(key.clone()) {
-                Entry::Occupied(mut item) => {
-                    let item = item.get_mut();
-                    item.waiting += waiting;
-                    item.kept |= waiting == 0;
-                    false
-                }
-                Entry::Vacant(_) if full => {
-                    return Err(Error::TooManyWanted { limit: MAX_WANTED });
-                }
-                Entry::Vacant(place) => {
-                    let mut item = Item::new(member.clone(), path.cloned(), since);
-                    item.waiting = waiting;
-                    item.kept = waiting == 0;
-                    place.insert(item);
-                    true
-                }
+        let mut items = self.inner.queue.lock();
+        let full = items.len() >= MAX_WANTED;
+        match items.entry(key(member, path)) {
+            Entry::Occupied(mut item) => {
+                let item = item.get_mut();
+                item.waiting += waiting;
+                item.kept |= waiting == 0;
+                Ok(false)
             }
-        };
-        // Also what was there before: whoever put it there may not have got so far.
-        let written = self.write_down(std::slice::from_ref(&key)).await;
-        if written.is_err() && new {
-            self.inner.queue.remove(&key);
+            Entry::Vacant(_) if full => Err(Error::TooManyWanted { limit: MAX_WANTED }),
+            Entry::Vacant(place) => {
+                let mut item = Item::new(member.clone(), path.cloned(), since);
+                item.waiting = waiting;
+                item.kept = waiting == 0;
+                place.insert(item);
+                Ok(true)
+            }
         }
-        written
     }
 
     /// Wants something for a caller who waits for it.
-    pub(crate) async fn begin_wanting(
+    pub(crate) fn begin_wanting(
         &self,
         member: &PublicKey,
         path: Option<&EntryPath>,
     ) -> Result<Waiting> {
-        // Made first, so that it takes things back where this is dropped half-way.
-        let waiting = Waiting {
+        self.enqueue(member, path, 1)?;
+        Ok(Waiting {
             group: self.clone(),
             key: key(member, path),
             ended: false,
-        };
-        self.enqueue(member, path, 1).await?;
-        Ok(waiting)
+        })
     }
 
     async fn dequeue(&self, key: &Key) -> Result<()> {
@@ -314,16 +308,32 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    /// It is here, or it could not be had and stays wanted.
-    pub(crate) async fn end(mut self, here: bool) -> Result<()> {
+    /// Writes down that it is wanted, so that it is after a restart too.
+    pub(crate) async fn write_down(&self) -> Result<()> {
+        self.group.write_down(std::slice::from_ref(&self.key)).await
+    }
+
+    /// It is here, or it could not be had and stays wanted. Nobody waits until the first is written down: after a restart it is seen that it
+    /// is here.
+    pub(crate) fn end(mut self, here: bool) {
         self.ended = true;
-        if here {
-            return self.group.dequeue(&self.key).await;
+        let queue = &self.group.inner.queue;
+        if !here {
+            if let Some(item) = queue.lock().get_mut(&self.key) {
+                item.kept = true;
+            }
+        } else if queue.remove(&self.key) {
+            self.write_down_later();
         }
-        if let Some(item) = self.group.inner.queue.lock().get_mut(&self.key) {
-            item.kept = true;
-        }
-        Ok(())
+    }
+
+    fn write_down_later(&self) {
+        let (group, key) = (self.group.clone(), self.key.clone());
+        self.group.inner.tasks.spawn(async move {
+            if let Err(error) = group.write_down(&[key]).await {
+                tracing::debug!(%error, "what is not wanted any more is still written down");
+            }
+        });
     }
 }
 
@@ -344,12 +354,7 @@ impl Drop for Waiting {
         } else if let Some(item) = items.remove(&self.key) {
             // The caller gave it up.
             item.cancel.cancel();
-            let (group, key) = (self.group.clone(), self.key.clone());
-            self.group.inner.tasks.spawn(async move {
-                if let Err(error) = group.write_down(&[key]).await {
-                    tracing::debug!(%error, "what is not wanted any more is still written down");
-                }
-            });
+            self.write_down_later();
         }
         drop(items);
         queue.changed.notify_one();
@@ -454,7 +459,7 @@ async fn fetch_file(group: &Group, member: &PublicKey, path: &EntryPath) -> Resu
             return Ok(Outcome::Here);
         }
         // Where the file was replaced meanwhile, the new one is what is wanted.
-        group.bring_here(&entry, None).await?;
+        group.bring_here(member, &entry, None).await?;
     }
 }
 

@@ -12,6 +12,7 @@
 //! | `KILL_AT_WRITE_POINT` | dies instead of making the call with this number, the first being 1; without it, only counts |
 //! | `KILL_AT_WRITE_TORN` | set to anything: if that call writes bytes, it makes one with the first half of them before |
 //! | `KILL_AT_WRITE_FULL` | a file outside of the directory: while it is there, that call and those after it find no space instead |
+//! | `KILL_AT_WRITE_STOPS` | set to anything: before each counted call the process stops, as by SIGSTOP, until it is told to go on |
 //!
 //! Where there is no space, what writes bytes or makes a file or directory fails, also where it would overwrite; what truncates, renames
 //! or removes works.

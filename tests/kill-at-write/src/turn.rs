@@ -8,7 +8,8 @@ use std::{
 };
 
 use libc::{
-    AT_FDCWD, ENOSPC, F_OK, O_APPEND, O_CLOEXEC, O_WRONLY, SIGKILL, SYS_openat, SYS_write, c_int,
+    AT_FDCWD, ENOSPC, F_OK, O_APPEND, O_CLOEXEC, O_WRONLY, SIGKILL, SIGSTOP, SYS_openat,
+    SYS_tgkill, SYS_write, c_int,
 };
 
 use crate::place::Place;
@@ -21,6 +22,8 @@ struct Settings {
     torn: bool,
     /// Instead of the death at the point, the disk is full from there on as long as this file is there.
     full: Option<CString>,
+    /// The process stops at each counted call, until somebody lets it go on.
+    stops: bool,
 }
 
 static SETTINGS: OnceLock<Option<Settings>> = OnceLock::new();
@@ -56,6 +59,7 @@ fn settings() -> Option<&'static Settings> {
                     .map(|point| point.parse().expect("KILL_AT_WRITE_POINT is a number")),
                 torn: env::var_os("KILL_AT_WRITE_TORN").is_some(),
                 full: text("KILL_AT_WRITE_FULL").and_then(|path| CString::new(path).ok()),
+                stops: env::var_os("KILL_AT_WRITE_STOPS").is_some(),
             })
         })
         .as_ref()
@@ -78,6 +82,9 @@ pub(crate) fn take(call: &str, places: &[Place]) -> Option<Turn> {
     let line = [call.as_bytes(), b" ", path, b"\n"].concat();
     // SAFETY: the line is as long as is said. Past the C library, where it would be taken for a call of the process.
     unsafe { libc::syscall(SYS_write, log, line.as_ptr(), line.len()) };
+    if settings.stops {
+        stop();
+    }
     let is_full = settings.point.is_some_and(|point| count.calls >= point)
         // SAFETY: the path is a C string.
         && settings.full.as_ref().is_some_and(|file| unsafe { libc::access(file.as_ptr(), F_OK) } == 0);
@@ -86,6 +93,13 @@ pub(crate) fn take(call: &str, places: &[Place]) -> Option<Turn> {
         is_full,
         _count: count,
     })
+}
+
+/// Stops the process. The signal goes to this thread, which takes it before it returns: sent to the process, it could be taken by another
+/// thread while this one goes on.
+fn stop() {
+    // SAFETY: takes no pointer.
+    unsafe { libc::syscall(SYS_tgkill, libc::getpid(), libc::gettid(), SIGSTOP) };
 }
 
 fn open(settings: &Settings) -> Option<c_int> {

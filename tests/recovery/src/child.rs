@@ -3,9 +3,11 @@
 use std::{
     env,
     fs::{self, File},
+    future::poll_fn,
     io::{Read, Write},
     path::{Path, PathBuf},
     process::exit,
+    task::Poll,
 };
 
 use save_backend::ErrorKind;
@@ -14,7 +16,7 @@ use crate::{
     Device, Operation, State,
     device::limited,
     operations::{OFFLINE, ONLINE},
-    trial::{ACKNOWLEDGED, DONE, FAILED, FULL, LOG, OPERATION, ROLE, Role, TRIAL},
+    trial::{ACKNOWLEDGED, AGAIN, DONE, FAILED, FULL, LOG, OPERATION, POLLS, ROLE, Role, TRIAL},
 };
 
 /// How the names of files end that hold many blobs.
@@ -53,6 +55,12 @@ pub fn child() {
                 done();
             }
             Role::Full => on_full_disk(operation, &trial).await,
+            Role::Drop => drop_half_way(operation, &trial).await,
+            Role::Look => {
+                let (device, found) = look(operation, &trial).await;
+                limited("stopping", device.backend.stop()).await.unwrap();
+                tell(&format!("{found:?}"));
+            }
             Role::Check => check(operation, &trial).await,
         }
     });
@@ -115,6 +123,39 @@ async fn on_full_disk(operation: &dyn Operation, trial: &Path) {
     tell(if outcome.is_ok() { DONE } else { FAILED });
 }
 
+/// Begins the change and drops it. Nothing else is harmed by that, and it can be made again at once.
+async fn drop_half_way(operation: &dyn Operation, trial: &Path) {
+    let most: u64 = env::var(POLLS).unwrap().parse().unwrap();
+    let device = before(operation, trial).await;
+    let mut polls = 0;
+    let mut change = operation.apply(&device);
+    let outcome = poll_fn(|context| match change.as_mut().poll(context) {
+        Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+        Poll::Pending => {
+            polls += 1;
+            if polls < most {
+                Poll::Pending
+            } else {
+                Poll::Ready(None)
+            }
+        }
+    })
+    .await;
+    drop(change);
+    let mut made = outcome.is_some();
+    if let Some(outcome) = outcome {
+        outcome.unwrap();
+    }
+    device.check_kept().await;
+    if !made && env::var_os(AGAIN).is_some() {
+        operation.apply(&device).await.unwrap();
+        assert_eq!(operation.state(&device).await, State::New);
+        made = true;
+    }
+    limited("stopping", device.backend.stop()).await.unwrap();
+    tell(&format!("{} {polls}", if made { DONE } else { FAILED }));
+}
+
 /// Says that it is done, and waits to be killed.
 fn done() {
     tell(DONE);
@@ -122,8 +163,8 @@ fn done() {
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
 }
 
-/// Checks what is left of a device that was killed, makes the change again, and checks everything once more.
-async fn check(operation: &dyn Operation, trial: &Path) {
+/// Checks what is left of a device that was killed.
+async fn look(operation: &dyn Operation, trial: &Path) -> (Device, State) {
     let acknowledged = env::var_os(ACKNOWLEDGED).is_some();
     let device = Device::start(trial).await;
     device.check_kept().await;
@@ -133,6 +174,12 @@ async fn check(operation: &dyn Operation, trial: &Path) {
         "what was acknowledged is not there"
     );
     verify(&device).await;
+    (device, found)
+}
+
+/// Checks what is left of a device that was killed, makes the change again, and checks everything once more.
+async fn check(operation: &dyn Operation, trial: &Path) {
+    let (device, found) = look(operation, trial).await;
     device.online().await;
     for _ in 0..2 {
         operation.apply(&device).await.unwrap();

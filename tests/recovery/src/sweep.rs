@@ -1,4 +1,4 @@
-//! The same change, killed at one write after the other, or without space from there on.
+//! The same change, killed at one write after the other, or without space from there on, or dropped by whoever waits for it.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use crate::{Check, Kill, Run, State, Trial};
+use crate::{Check, Kill, Run, State, Trial, trial::Moment};
 
 /// Bytes by which the store's files may differ at the end: how full the last pack is.
 const SLACK: u64 = 16 * 1024;
@@ -23,8 +23,12 @@ pub struct Effort {
     pub most: u64,
     /// A point in one of the ways to die, in turns, instead of in all of them.
     pub in_turns: bool,
+    /// Besides, what is on the disk at each write of the change is looked at, without its network.
+    pub every: bool,
     /// Of these points, those from which on the disk is full, at most.
     pub full: u64,
+    /// How often the change is dropped half way, after so many polls each time, at most.
+    pub drops: u64,
     /// Bytes that may lie dead in packs at the end. What came twice since its first record was torn stays there until there is more of it.
     pub dead: u64,
     /// Devices at the same time.
@@ -42,6 +46,8 @@ enum Mishap {
     },
     /// Its disk is full from this write on.
     FullDisk(u64),
+    /// Its change is dropped after so many polls, and made again at once or not.
+    Drop { polls: u64, again: bool },
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +57,8 @@ struct Outcome {
     acknowledged: usize,
     /// Changes that failed on a full disk, and that were made all the same.
     full: [usize; 2],
+    /// Changes that were dropped and not made then, and that were made all the same or again.
+    dropped: [usize; 2],
 }
 
 /// Which of so many writes are points to be killed at, if there is time for `most`: at equal distances, from the first to the last.
@@ -99,8 +107,13 @@ fn deaths(run: &Run, restart: &Run, effort: Effort) -> VecDeque<Mishap> {
 pub fn sweep<'a>(name: &str, effort: Effort, trial: impl Fn(usize) -> Trial<'a> + Sync) {
     let begin = Instant::now();
     let first = trial(0);
-    let run = first.run(None);
+    let (run, moments) = if effort.every {
+        first.run_copying()
+    } else {
+        (first.run(None), Vec::new())
+    };
     assert!(run.acknowledged);
+    look_at_all(name, moments, effort.workers);
     let restart = first.restart(None);
     let reference = first.check(&run);
     assert_eq!(reference.found, State::New);
@@ -118,6 +131,15 @@ pub fn sweep<'a>(name: &str, effort: Effort, trial: impl Fn(usize) -> Trial<'a> 
     let mut mishaps = deaths(&run, &restart, effort);
     let full = points(run.writes.len() as u64, effort.full);
     mishaps.extend(full.into_iter().map(Mishap::FullDisk));
+    if effort.drops > 0 {
+        let (run, polls) = trial(0).run_dropping(u64::MAX, false);
+        assert!(run.acknowledged);
+        let drops = points(polls, effort.drops).into_iter().enumerate();
+        mishaps.extend(drops.map(|(n, polls)| Mishap::Drop {
+            polls,
+            again: n % 2 == 1,
+        }));
+    }
     let count = mishaps.len();
     let queue = Mutex::new(mishaps);
     let outcome = Mutex::new(Outcome::default());
@@ -142,6 +164,7 @@ pub fn sweep<'a>(name: &str, effort: Effort, trial: impl Fn(usize) -> Trial<'a> 
                         write = run.writes.get(point as usize - 1).cloned();
                         trial.run_on_full_disk(point)
                     }
+                    Mishap::Drop { polls, again } => trial.run_dropping(polls, again).0,
                 };
                 let check = trial.check(&run);
                 compare(&check, &reference, effort.dead);
@@ -166,16 +189,53 @@ pub fn sweep<'a>(name: &str, effort: Effort, trial: impl Fn(usize) -> Trial<'a> 
         new,
         acknowledged,
         full: [failed, made],
+        dropped: [dropped, again],
     } = *lock(&outcome);
     println!(
         "{name}: killed {} times at {} writes, {old} old and {new} new, {acknowledged} after the last write; on a full disk {failed} \
-         failed and {made} did not; in {:.1?}",
-        count - failed - made,
+         failed and {made} did not; dropped {dropped} times, and {again} times and made again; in {:.1?}",
+        count - failed - made - dropped - again,
         run.writes.len(),
         begin.elapsed()
     );
     assert!(old > 0, "it was never killed early enough");
     assert!(failed > 0 || effort.full == 0, "the disk was never full");
+    assert!(dropped > 0 || effort.drops == 0, "it was never dropped");
+}
+
+/// Looks at what a kill at each write would leave.
+fn look_at_all(name: &str, moments: Vec<Moment<'_>>, workers: usize) {
+    if moments.is_empty() {
+        return;
+    }
+    let begin = Instant::now();
+    let count = moments.len();
+    let queue = Mutex::new(VecDeque::from(moments));
+    let found = Mutex::new([0; 2]);
+    let work = || {
+        loop {
+            let Some(moment) = lock(&queue).pop_front() else {
+                return;
+            };
+            let look = panic::AssertUnwindSafe(|| moment.look());
+            let state = panic::catch_unwind(look).unwrap_or_else(|error| {
+                eprintln!("{name}: this was a kill at {:?}", moment.write);
+                lock(&queue).clear();
+                panic::resume_unwind(error)
+            });
+            lock(&found)[usize::from(state == State::New)] += 1;
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(work);
+        }
+    });
+    let [old, new] = *lock(&found);
+    println!(
+        "{name}: what a kill at each of {count} writes leaves, {old} old and {new} new; in {:.1?}",
+        begin.elapsed()
+    );
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -198,6 +258,10 @@ impl Outcome {
             // It was made once there was space.
             assert_eq!(check.found, State::New);
             self.full[usize::from(run.acknowledged)] += 1;
+            return;
+        }
+        if let Mishap::Drop { .. } = mishap {
+            self.dropped[usize::from(run.acknowledged)] += 1;
             return;
         }
         match check.found {
@@ -231,7 +295,9 @@ mod tests {
         let effort = Effort {
             most: u64::MAX,
             in_turns: false,
+            every: false,
             full: 0,
+            drops: 0,
             dead: 0,
             workers: 1,
         };

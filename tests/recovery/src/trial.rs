@@ -6,8 +6,15 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
 };
 
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tempfile::TempDir;
 
 use crate::{Device, Operation, State};
@@ -17,6 +24,10 @@ pub(crate) const OPERATION: &str = "SAVE_RECOVERY_OPERATION";
 pub(crate) const TRIAL: &str = "SAVE_RECOVERY_TRIAL";
 /// Set if the change was acknowledged.
 pub(crate) const ACKNOWLEDGED: &str = "SAVE_RECOVERY_ACKNOWLEDGED";
+/// How often a change is polled before it is dropped.
+pub(crate) const POLLS: &str = "SAVE_RECOVERY_POLLS";
+/// Set if it is made again after that.
+pub(crate) const AGAIN: &str = "SAVE_RECOVERY_AGAIN";
 /// The writes that were counted, in the directory of a trial.
 pub(crate) const LOG: &str = "log";
 /// What a process says when the change is acknowledged.
@@ -29,6 +40,9 @@ pub(crate) const FULL: &str = "full";
 /// The signal that nobody can catch.
 const SIGKILL: i32 = 9;
 
+/// How often it is looked whether a process has stopped.
+const POLL: Duration = Duration::from_millis(1);
+
 /// What a process is to do.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Role {
@@ -36,6 +50,8 @@ pub(crate) enum Role {
     Run,
     Restart,
     Full,
+    Drop,
+    Look,
     Check,
 }
 
@@ -58,6 +74,8 @@ impl Role {
             Self::Run => "run",
             Self::Restart => "restart",
             Self::Full => "full",
+            Self::Drop => "drop",
+            Self::Look => "look",
             Self::Check => "check",
         }
     }
@@ -68,6 +86,8 @@ impl Role {
             Self::Run,
             Self::Restart,
             Self::Full,
+            Self::Drop,
+            Self::Look,
             Self::Check,
         ];
         all.into_iter().find(|role| role.name() == name)
@@ -98,6 +118,27 @@ pub struct Run {
     pub writes: Vec<String>,
     /// Whether the change was acknowledged, or the device had started, before that.
     pub acknowledged: bool,
+}
+
+/// What is on a device's disk at a write of a change, before that write: what a kill there would leave.
+pub(crate) struct Moment<'a> {
+    trial: Trial<'a>,
+    /// The write, with its path.
+    pub(crate) write: String,
+    /// Whether the change had been acknowledged.
+    pub(crate) acknowledged: bool,
+}
+
+impl Moment<'_> {
+    /// Starts a device with what is there, without a network, and checks it. Gives what was found.
+    pub(crate) fn look(&self) -> State {
+        let mut command = self.trial.command(Role::Look);
+        if self.acknowledged {
+            command.env(ACKNOWLEDGED, "");
+        }
+        let said = Guarded::start(command).checked();
+        state(&said)
+    }
 }
 
 /// What was found after it.
@@ -174,6 +215,7 @@ impl<'a> Trial<'a> {
             .env(OPERATION, self.operation.name())
             .env(TRIAL, self.dir.path())
             .env_remove(ACKNOWLEDGED)
+            .env_remove(AGAIN)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         command
@@ -182,6 +224,58 @@ impl<'a> Trial<'a> {
     /// Runs the change in a process that is killed: at a point, or without one when the change is acknowledged.
     pub fn run(&self, kill: Option<Kill>) -> Run {
         self.killed(Role::Run, kill)
+    }
+
+    /// Runs the change without an early kill, in a process that stops at each of its writes, and copies what is on the disk then.
+    pub(crate) fn run_copying(&self) -> (Run, Vec<Moment<'a>>) {
+        let (mut command, log) = self.counted(Role::Run);
+        command.env("KILL_AT_WRITE_STOPS", "");
+        let mut child = Guarded::start(command);
+        let mut lines = child.lines();
+        let acknowledged = Arc::new(AtomicBool::new(false));
+        let reading = thread::spawn({
+            let acknowledged = acknowledged.clone();
+            move || {
+                let done = lines.next().is_some_and(|line| line == DONE);
+                acknowledged.store(done, Ordering::Release);
+                done
+            }
+        });
+        let pid = Pid::from_child(&child.0);
+        let mut moments = Vec::new();
+        // The process's end is left for the child's own wait.
+        while !reading.is_finished() {
+            let stopped = waitid(
+                WaitId::Pid(pid),
+                WaitIdOptions::STOPPED | WaitIdOptions::NOHANG,
+            );
+            if stopped.unwrap().is_none() {
+                thread::sleep(POLL);
+                continue;
+            }
+            let trial = Self::new(self.operation, &launch);
+            copy_all(self.dir.path(), trial.dir.path());
+            fs::remove_file(Device::network(trial.dir.path())).unwrap();
+            moments.push(Moment {
+                trial,
+                write: writes(&log).pop().unwrap(),
+                acknowledged: acknowledged.load(Ordering::Acquire),
+            });
+            kill_process(pid, Signal::CONT).unwrap();
+        }
+        let acknowledged = reading.join().unwrap();
+        child.0.kill().unwrap();
+        let status = child.0.wait().unwrap();
+        assert_eq!(
+            status.signal(),
+            Some(SIGKILL),
+            "the process ended with {status}"
+        );
+        let run = Run {
+            writes: writes(&log),
+            acknowledged,
+        };
+        (run, moments)
     }
 
     /// Starts the device again, in a process that is killed: at a point, or without one when it has started.
@@ -199,14 +293,28 @@ impl<'a> Trial<'a> {
             "KILL_AT_WRITE_FULL",
             self.dir.path().canonicalize().unwrap().join(FULL),
         );
-        let mut child = Guarded::start(command);
-        let said = child.lines().next();
-        let status = child.0.wait().unwrap();
-        assert!(status.success(), "the process ended with {status}");
+        let said = Guarded::start(command).checked();
         Run {
             writes: writes(&log),
-            acknowledged: said.is_some_and(|line| line == DONE),
+            acknowledged: said == DONE,
         }
+    }
+
+    /// Runs the change in a process that drops it after so many polls, and makes it `again` or not. Gives how it went, and how often it
+    /// was polled.
+    pub(crate) fn run_dropping(&self, polls: u64, again: bool) -> (Run, u64) {
+        let mut command = self.command(Role::Drop);
+        command.env(POLLS, polls.to_string());
+        if again {
+            command.env(AGAIN, "");
+        }
+        let said = Guarded::start(command).checked();
+        let (word, polls) = said.split_once(' ').unwrap();
+        let run = Run {
+            writes: Vec::new(),
+            acknowledged: word == DONE,
+        };
+        (run, polls.parse().unwrap())
     }
 
     /// The command of a process whose writes are counted, and their log.
@@ -257,27 +365,27 @@ impl<'a> Trial<'a> {
         if run.acknowledged {
             command.env(ACKNOWLEDGED, "");
         }
-        let mut child = Guarded::start(command);
-        let said = child.lines().next();
-        let status = child.0.wait().unwrap();
-        assert!(status.success(), "the check ended with {status}");
+        let said = Guarded::start(command).checked();
         if let Some(witness) = &self.witness {
             witness();
         }
-        let said = said.unwrap();
-        let mut words = said.split(' ');
-        let found = match words.next().unwrap() {
-            "Old" => State::Old,
-            "New" => State::New,
-            other => panic!("{other} is no state"),
-        };
+        let mut words = said.split(' ').skip(1);
         let mut number = || words.next().unwrap().parse().unwrap();
         Check {
-            found,
+            found: state(&said),
             blobs: number(),
             files: number(),
             packs: number(),
         }
+    }
+}
+
+/// The state that a check says first.
+fn state(said: &str) -> State {
+    match said.split(' ').next().unwrap() {
+        "Old" => State::Old,
+        "New" => State::New,
+        other => panic!("{other} is no state"),
     }
 }
 
@@ -292,6 +400,14 @@ struct Guarded(Child);
 impl Guarded {
     fn start(mut command: Command) -> Self {
         Self(command.spawn().unwrap())
+    }
+
+    /// What it says, and it has to succeed.
+    fn checked(mut self) -> String {
+        let said = self.lines().next();
+        let status = self.0.wait().unwrap();
+        assert!(status.success(), "the process ended with {status}");
+        said.unwrap()
     }
 
     fn lines(&mut self) -> impl Iterator<Item = String> + use<> {

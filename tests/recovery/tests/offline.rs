@@ -1,4 +1,4 @@
-//! Changes that need no network, killed at each of their writes, and on a disk that gets full.
+//! Changes that need no network, killed at each of their writes, on a disk that gets full, and dropped half way.
 
 #[cfg(target_os = "linux")]
 fn main() {
@@ -8,7 +8,9 @@ fn main() {
     const EFFORT: Effort = Effort {
         most: u64::MAX,
         in_turns: false,
+        every: false,
         full: 8,
+        drops: 12,
         dead: 0,
         workers: 2,
     };

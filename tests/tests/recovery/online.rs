@@ -20,6 +20,8 @@ const MORE_POINTS: &str = "SAVE_RECOVERY_POINTS";
 /// From how many of them on the disk gets full, unless this variable says how many.
 const FULL: u64 = 3;
 const MORE_FULL: &str = "SAVE_RECOVERY_FULL";
+/// How often a change is dropped half way.
+const DROPS: u64 = 3;
 const WORKERS: usize = 4;
 /// Files of fewer bytes lie in packs.
 const PACKED: u64 = 256 * 1024;
@@ -44,7 +46,9 @@ fn kill(operation: &dyn Operation) {
     let effort = Effort {
         most: of_variable(MORE_POINTS, points),
         in_turns: true,
+        every: true,
         full: of_variable(MORE_FULL, FULL),
+        drops: DROPS,
         dead: OF_THE_OTHER
             .iter()
             .map(|file| file.bytes().len() as u64)

@@ -28,9 +28,9 @@ use crate::{
 const ANSWER: Duration = Duration::from_secs(12);
 /// How long looking for everybody's current tunnels may take.
 const LOOK: Duration = Duration::from_secs(12);
-/// How long the guests are waited for where nobody else has what is wanted. Of a record that nobody ever wrote, the network takes long to
-/// say so.
-const GUESTS: Duration = Duration::from_secs(18);
+/// How long the guests are waited for where nobody else has what is wanted. Where a node has just gone, Veilid takes up to 10 s for each of
+/// opening their record, inspecting it and reading what changed.
+const GUESTS: Duration = Duration::from_secs(32);
 /// How often the scheduler looks at the clock while there is something to do.
 const TICK: Duration = Duration::from_millis(200);
 /// How often the tunnels that are known from earlier are taken up again.
@@ -111,6 +111,7 @@ impl Driver<'_> {
             take_up(&self.inner, &self.engine, peers, complete, before);
         }
         self.look_around();
+        self.engine.lock().presume();
         loop {
             let engine = self.engine.clone();
             let now = engine.now();
@@ -238,7 +239,7 @@ impl Driver<'_> {
                 failed => {
                     let error = failed.err().map(|_| "timeout");
                     tracing::debug!(peer = %peer.short(), ?error, "a member does not say what it has");
-                    state.scheduler.silent(holder);
+                    state.scheduler.silent(holder, engine.now());
                 }
             }
             drop(state);
@@ -314,6 +315,18 @@ impl Driver<'_> {
             }
             engine.changed.notify_one();
         });
+    }
+}
+
+impl State {
+    /// The devices of the member in whose archive a blob is wanted are asked for it at once, beside the question who has it.
+    fn presume(&mut self) {
+        for (hash, of) in self.presumed.drain(..) {
+            let devices = self.peers.iter().filter(|(_, peer)| peer.id.repo == of);
+            for (holder, _) in devices {
+                self.scheduler.presume(*holder, hash);
+            }
+        }
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::{BTreeSet, HashSet};
 use iroh_blobs::{Hash, protocol::ChunkRanges};
 
 use super::{
-    BUSY, Blob, Event, Has, Holder, HolderId, Now, PART_AGAIN, STREAMS_PER_HOLDER, Scheduler,
-    TaskId, choose,
+    BUSY, Blob, Event, Has, Holder, HolderId, Now, PART_AGAIN, PATIENCE, STREAMS_PER_HOLDER,
+    Scheduler, TaskId, choose,
 };
 use crate::{have::Holding, ignore::Fault, progress::FetchState};
 
@@ -102,6 +102,7 @@ impl Scheduler {
         let Some(holder) = self.holders.get_mut(&id) else {
             return;
         };
+        holder.silent = None;
         for (hash, holding) in holdings {
             holder.asking.remove(hash);
             let Some(blob) = self.blobs.get_mut(hash) else {
@@ -123,10 +124,20 @@ impl Scheduler {
         }
     }
 
+    /// A holder has all of a blob, most likely. It is asked for it, and what it has only if that brings nothing.
+    pub(crate) fn presume(&mut self, id: HolderId, hash: Hash) {
+        if let Some(holder) = self.holders.get_mut(&id)
+            && self.blobs.contains_key(&hash)
+        {
+            holder.has.entry(hash).or_insert(Has::All);
+        }
+    }
+
     /// A holder did not answer.
-    pub(crate) fn silent(&mut self, id: HolderId) {
+    pub(crate) fn silent(&mut self, id: HolderId, now: Now) {
         if let Some(holder) = self.holders.get_mut(&id) {
             holder.asking.clear();
+            holder.silent.get_or_insert(now);
         }
         self.events.push(Event::Behaved(id, Some(Fault::Silent)));
     }
@@ -217,7 +228,8 @@ impl Scheduler {
     }
 
     /// Blobs that nobody can give as things stand: nobody works on them, and nobody who has them, or was not asked yet, is left.
-    /// Those in the first list may be had when everybody is looked for anew; for those in the second that was done.
+    /// Those in the first list may be had when everybody is looked for anew; for those in the second that was done, and nobody is left who
+    /// fell silent so recently that it may be about to move to another route.
     pub(crate) fn stuck(&self, now: Now) -> (Vec<Hash>, Vec<Hash>) {
         let (mut first, mut last) = (Vec::new(), Vec::new());
         let parts = self.tasks.values().flat_map(|task| &task.parts);
@@ -225,6 +237,10 @@ impl Scheduler {
             .filter(|part| !part.done)
             .map(|part| part.hash)
             .collect();
+        let may_move = self.holders.values().any(|holder| {
+            let recently = |since| now < since + PATIENCE;
+            holder.silent.is_some_and(recently) && holder.distrusted.is_none_or(|out| out <= now)
+        });
         for hash in self.order.values() {
             let Some(blob) = self.blobs.get(hash) else {
                 continue;
@@ -251,10 +267,10 @@ impl Scheduler {
                 }
             });
             if !hope {
-                if blob.thorough {
-                    last.push(*hash);
-                } else {
+                if !blob.thorough {
                     first.push(*hash);
+                } else if !may_move {
+                    last.push(*hash);
                 }
             }
         }

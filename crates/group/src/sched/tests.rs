@@ -107,6 +107,41 @@ fn all_die_and_it_is_said() {
     );
 }
 
+/// The only holder's route dies, and it publishes another one after a while.
+#[test]
+fn one_who_falls_silent_is_waited_for() {
+    let mut moves = Real::new(5e6, 20);
+    moves.dies = Some(Duration::from_secs(1));
+    moves.returns = Some(Duration::from_secs(70));
+    let mut world = World::new(vec![moves]);
+    let film = world.want("film", 10 * MIB);
+    let time = world.run(Duration::from_secs(120));
+    assert!(world.stored.contains(&film), "given up after {time:?}");
+}
+
+/// In whose archive it is wanted is not asked whether it is there.
+#[test]
+fn one_who_most_likely_has_it_is_asked_for_it_at_once() {
+    let mut world = World::new(vec![Real::new(5e6, 20), Real::new(5e6, 20)]);
+    let film = world.want("film", MIB);
+    world.s.presume(0, film);
+    world.step();
+    assert!(!world.transfers.is_empty());
+    let asked: Vec<_> = world.answers.iter().map(|(_, holder, _)| *holder).collect();
+    assert_eq!(asked, [1]);
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.sent(), MIB);
+
+    let mut other = Real::new(5e6, 20);
+    other.lacks.insert(film);
+    let mut world = World::new(vec![other, Real::new(5e6, 20)]);
+    world.want("film", MIB);
+    world.s.presume(0, film);
+    world.run(Duration::from_secs(5));
+    assert!(world.stored.contains(&film));
+    assert_eq!(world.faults, []);
+}
+
 /// In the order in which it happens, also where it goes back.
 #[test]
 fn what_is_told_of_a_blob_is_true() {

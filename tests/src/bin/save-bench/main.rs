@@ -116,7 +116,7 @@ const FIGURES: &[(&str, &str)] = &[
     ),
     (
         "fetch_memory",
-        "memory above idle while a file of 1 GiB is put and fetched, in MiB; the baseline is the same for 64 MiB, and less is better",
+        "the most memory of a process while a file of 1 GiB is put and fetched, in MiB; the baseline is the same for 64 MiB, and less is better; beside it how far that is above idle",
     ),
     (
         "idle",

@@ -22,6 +22,8 @@ pub(super) struct Real {
     /// What it has; everything where nothing is said.
     pub(super) only: Option<HashMap<Hash, ChunkRanges>>,
     pub(super) dies: Option<Now>,
+    /// When it is there again.
+    pub(super) returns: Option<Now>,
     pub(super) lies: bool,
     /// It says that everything is too large.
     pub(super) exaggerates: bool,
@@ -38,6 +40,7 @@ impl Real {
             latency: MS * u32::try_from(latency).unwrap(),
             only: None,
             dies: None,
+            returns: None,
             lies: false,
             exaggerates: false,
             refuses: false,
@@ -142,7 +145,9 @@ impl World {
     }
 
     pub(super) fn alive(&self, id: HolderId) -> bool {
-        self.real(id).dies.is_none_or(|dies| self.now < dies)
+        let real = self.real(id);
+        real.dies.is_none_or(|dies| self.now < dies)
+            || real.returns.is_some_and(|returns| self.now >= returns)
     }
 
     pub(super) fn events(&mut self) {
@@ -209,7 +214,7 @@ impl World {
                 if now < at + Duration::from_secs(20) {
                     self.answers.push((at, holder, hashes));
                 } else {
-                    self.s.silent(holder);
+                    self.s.silent(holder, now);
                 }
                 continue;
             }
