@@ -3,6 +3,7 @@
 use dht_records::Fetch;
 use iroh_blobs::Hash;
 use repo::Repo;
+use tokio::time::Instant;
 use veilid_core::PublicKey;
 
 use crate::{
@@ -117,6 +118,7 @@ impl Group {
                 kind: Kind::Collection,
                 size: None,
                 limit: LIMIT,
+                since: Instant::now(),
                 like,
                 whole: !own && !self.is_ours(hash).await?,
             });

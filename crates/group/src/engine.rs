@@ -39,6 +39,8 @@ pub(crate) struct Wanted {
     pub(crate) size: Option<u64>,
     /// No more bytes than this are fetched.
     pub(crate) limit: u64,
+    /// Since when: who advertises a tunnel may have changed after a look at everybody that began before.
+    pub(crate) since: Instant,
     /// Who has all of this one has the wanted one as well, most likely.
     pub(crate) like: Option<Hash>,
     /// All of it is fetched from the members, whatever is here: it may have come from another group, and what is not asked for would
@@ -244,6 +246,7 @@ impl Engine {
                 kind: wanted.kind,
                 size: wanted.size,
                 limit: wanted.limit,
+                since: wanted.since.saturating_duration_since(self.origin),
                 like: wanted.like,
                 missing,
                 whole: wanted.whole,

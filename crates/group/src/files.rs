@@ -9,7 +9,7 @@ use futures::{
     stream::{self, FuturesUnordered},
 };
 use repo::{Entry, EntryPath, FileReader, Repo, Source, WriteOptions, seal::Layout};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use veilid_core::PublicKey;
 
 use crate::{
@@ -297,7 +297,7 @@ impl Group {
 
     /// The devices of members that are being left alone for a while, with their repo keys.
     pub async fn ignored(&self) -> Result<Vec<(PublicKey, Ignored)>> {
-        let now = tokio::time::Instant::now();
+        let now = Instant::now();
         let mut ignored = Vec::new();
         for repo in self.other_repos().await? {
             for peer in self.inner.peers.of(&repo, Fetch::Cached).await?.0 {
@@ -350,6 +350,7 @@ pub(crate) fn wanted_blob(entry: &Entry) -> Result<Wanted> {
         kind: Kind::Blob,
         size: Some(size),
         limit: size,
+        since: Instant::now(),
         like: None,
         whole: false,
     })

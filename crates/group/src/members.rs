@@ -595,16 +595,18 @@ pub(crate) async fn guest_devices(group: &Group) -> Vec<Arc<Peer>> {
     }
 }
 
-/// Reads from the network who the guests are. Of a record that nobody ever wrote, the network takes long to say so.
-pub(crate) fn look_for_guests(group: &Group) -> JoinHandle<()> {
+/// Reads from the network who the guests are. Of a record that nobody ever wrote, the network takes long to say so. Gives whether it told.
+pub(crate) fn look_for_guests(group: &Group) -> JoinHandle<bool> {
     let (group, tasks) = (group.clone(), &group.inner.tasks);
     tasks.spawn(async move {
         let inner = &group.inner;
         tokio::select! {
-            () = inner.cancel.cancelled() => {}
-            found = inner.peers.of(&inner.guests, Fetch::Network) => {
-                if let Err(error) = found {
+            () = inner.cancel.cancelled() => false,
+            found = inner.peers.of(&inner.guests, Fetch::Network) => match found {
+                Ok((_, all)) => all,
+                Err(error) => {
                     tracing::debug!(%error, "the guests cannot be read");
+                    false
                 }
             }
         }

@@ -75,6 +75,7 @@ pub(crate) struct Want {
     pub(crate) size: Option<u64>,
     /// No more bytes than this are taken.
     pub(crate) limit: u64,
+    pub(crate) since: Now,
     /// Who has all of this one has the wanted one as well, most likely, and need not be asked.
     pub(crate) like: Option<Hash>,
     /// What is not here yet.
@@ -106,6 +107,8 @@ struct Blob {
     /// What a holder says the size is.
     claimed: Option<u64>,
     limit: u64,
+    /// Since when it is wanted; by the last of those who want it.
+    since: Now,
     /// What nobody is working on.
     todo: ChunkRanges,
     whole: bool,
@@ -240,6 +243,7 @@ impl Scheduler {
         if let Some(blob) = self.blobs.get_mut(&want.hash) {
             blob.users += 1;
             blob.limit = blob.limit.max(want.limit);
+            blob.since = blob.since.max(want.since);
             blob.whole |= want.whole;
             if want.kind == Kind::Collection {
                 blob.kind = want.kind;
@@ -257,6 +261,7 @@ impl Scheduler {
                 size: want.size,
                 claimed: None,
                 limit: want.limit,
+                since: want.since,
                 todo: want.missing,
                 whole: want.whole,
                 users: 1,

@@ -12,6 +12,7 @@ use futures::{
 };
 use iroh_blobs::api::blobs::BlobStatus;
 use repo::{Repo, seal::Layout};
+use tokio::time::Instant;
 use veilid_core::PublicKey;
 
 use crate::{
@@ -262,6 +263,7 @@ impl Group {
                 kind: Kind::Blob,
                 size: None,
                 limit,
+                since: Instant::now(),
                 like: None,
                 whole: false,
             })

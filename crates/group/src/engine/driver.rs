@@ -89,14 +89,15 @@ struct Driver<'a> {
 #[derive(Debug, Default)]
 struct Looking {
     now: bool,
-    last: Option<Instant>,
+    /// When that began: who came later was not seen.
+    last: Option<Now>,
     /// Whether the guests were among them.
     guests: bool,
 }
 
 impl Looking {
-    fn within(&self, time: Duration) -> bool {
-        self.last.is_some_and(|last| last.elapsed() < time)
+    fn since(&self, time: Now) -> bool {
+        self.last.is_some_and(|last| last >= time)
     }
 }
 
@@ -138,7 +139,8 @@ impl Driver<'_> {
             let (first, last) = state.scheduler.stuck(now);
             if !first.is_empty() {
                 state.scheduler.finding(&first);
-                self.look_for_everybody(first);
+                let since = state.scheduler.since(&first).unwrap_or(now);
+                self.look_for_everybody(first, since);
             }
             for hash in last {
                 let nobody = !state.scheduler.has_holders();
@@ -159,6 +161,7 @@ impl Driver<'_> {
 
     /// Looks for everybody's current tunnels while something is wanted, if that is due.
     fn look_around(&mut self) {
+        let now = self.engine.now();
         let due = {
             let mut state = self.engine.lock();
             if state.scheduler.is_idle() {
@@ -171,10 +174,10 @@ impl Driver<'_> {
             if std::mem::take(&mut state.newcomer) {
                 looking.last = None;
             }
-            !looking.within(LOOK_AGAIN)
+            !looking.since(now.saturating_sub(LOOK_AGAIN))
         };
         if due {
-            self.look_for_everybody(Vec::new());
+            self.look_for_everybody(Vec::new(), now);
         }
     }
 
@@ -267,15 +270,17 @@ impl Driver<'_> {
         });
     }
 
-    /// Looks for everybody's current tunnels, once at a time; then these blobs are tried with all of them.
-    fn look_for_everybody(&mut self, hashes: Vec<Hash>) {
+    /// Looks for everybody's current tunnels, once at a time; then these blobs, wanted since then, are tried with all of them.
+    fn look_for_everybody(&mut self, hashes: Vec<Hash>, since: Now) {
+        let now = self.engine.now();
         let recent = {
             let mut looking = lock(&self.looking);
             if looking.now {
                 return;
             }
             looking.now = true;
-            looking.within(RECENT) && (hashes.is_empty() || looking.guests)
+            looking.since(since.min(now.saturating_sub(RECENT)))
+                && (hashes.is_empty() || looking.guests)
         };
         let (group, engine, looking) = (
             self.group.clone(),
@@ -298,7 +303,9 @@ impl Driver<'_> {
                 }
                 engine.changed.notify_one();
                 // Nobody waits for these: what is wanted is asked of the others meanwhile.
-                heard = timeout(GUESTS, guests).await.is_ok();
+                heard = timeout(GUESTS, guests)
+                    .await
+                    .is_ok_and(|told| told.unwrap_or(false));
                 let guests = members::guest_devices(&group).await;
                 take_up(&group.inner, &engine, guests, false, before);
             }
@@ -309,7 +316,7 @@ impl Driver<'_> {
                 let mut looking = lock(&looking);
                 looking.now = false;
                 if !recent {
-                    looking.last = Some(Instant::now());
+                    looking.last = Some(now);
                     looking.guests = heard;
                 }
             }

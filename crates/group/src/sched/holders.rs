@@ -277,6 +277,12 @@ impl Scheduler {
         (first, last)
     }
 
+    /// Since when the last of these is wanted.
+    pub(crate) fn since(&self, hashes: &[Hash]) -> Option<Now> {
+        let blobs = hashes.iter().filter_map(|hash| self.blobs.get(hash));
+        blobs.map(|blob| blob.since).max()
+    }
+
     /// Somebody who has these blobs is looked for.
     pub(crate) fn finding(&mut self, hashes: &[Hash]) {
         for hash in hashes {

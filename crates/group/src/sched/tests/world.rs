@@ -116,6 +116,7 @@ impl World {
             kind: Kind::Blob,
             size: Some(size),
             limit: size,
+            since: self.now,
             like: None,
             missing: &full(size) - &here,
             whole: false,
