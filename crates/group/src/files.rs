@@ -217,7 +217,10 @@ impl Group {
                         fetching.await
                     }
                     Either::Right((outcome, writing)) => {
-                        writing.await?;
+                        let written = writing.await;
+                        if outcome.is_err() {
+                            written?;
+                        }
                         outcome
                     }
                 }

@@ -19,8 +19,9 @@ use crate::{
 
 /// A healthy group looks after itself so often even when nothing seems to change.
 const ROUND: Duration = Duration::from_secs(300);
-/// How long everybody may take to say whether they have what is to be overruled.
-const ASK_AGAIN: Duration = Duration::from_secs(90);
+/// How long everybody may take to say whether they have what is to be overruled. A device that was lost may still advertise its tunnel, and is
+/// waited for; and an attempt in the background may come first.
+const ASK_AGAIN: Duration = Duration::from_secs(240);
 /// How often a slot is sought anew when others took it first.
 const RACES: usize = 16;
 

@@ -44,8 +44,12 @@ const PART_AGAIN: Duration = Duration::from_secs(3);
 /// How long a holder that has too much to do is left alone.
 const BUSY: Duration = Duration::from_millis(1_500);
 /// So long after it fell silent, a holder that still advertises a tunnel is waited for where nobody else has what is wanted: it takes a
-/// device up to a minute to notice that its route died, and to publish another.
+/// device up to a minute to notice that its route died, and to publish another. No blob is waited for longer once everybody was tried.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A look at everybody counts for what was wanted so long after it began, at most.
+pub(crate) const RECENT: Duration = Duration::from_secs(5);
+/// Who was heard of so recently is asked for what it has most likely, without a question.
+const PRESENT: Duration = Duration::from_secs(60);
 /// One that had too much to do so often in a row has failed each further time.
 const REFUSALS: u32 = 20;
 /// A holder that fails so many tasks one after the other is left alone.
@@ -117,8 +121,8 @@ struct Blob {
     rounds: u32,
     /// Being looked over by the store.
     checking: bool,
-    /// Whether everybody's current tunnels were tried, beside those that were known.
-    thorough: bool,
+    /// Since when everybody's current tunnels are tried, beside those that were known.
+    thorough: Option<Now>,
 }
 
 /// A part of a task.
@@ -154,6 +158,8 @@ struct Task {
     last: Now,
     /// When any bytes came last.
     heard: Now,
+    /// Whether the holder was not asked whether it has all of this.
+    presumed: bool,
     /// Whether it repeats what another is busy with.
     repeats: Option<TaskId>,
     repeated: bool,
@@ -173,8 +179,12 @@ struct Holder {
     /// How often in a row it had too much to do; what was refused together counts once.
     refused: u32,
     lost: u32,
+    /// When it was heard of last.
+    heard: Option<Now>,
     /// Since when it does not say what it has.
     silent: Option<Now>,
+    /// What it has most likely, and was not asked about.
+    presumed: HashSet<Hash>,
     /// Streams to it at a time, at most; half as many after some that stalled, which may have shared too slow a way.
     most: usize,
     /// Small blobs for one request; fewer after one that broke off.
@@ -243,7 +253,11 @@ impl Scheduler {
         if let Some(blob) = self.blobs.get_mut(&want.hash) {
             blob.users += 1;
             blob.limit = blob.limit.max(want.limit);
-            blob.since = blob.since.max(want.since);
+            if blob.since < want.since {
+                blob.since = want.since;
+                // Others may have come since then.
+                blob.thorough = None;
+            }
             blob.whole |= want.whole;
             if want.kind == Kind::Collection {
                 blob.kind = want.kind;
@@ -268,7 +282,7 @@ impl Scheduler {
                 state: FetchState::Queued,
                 rounds: 0,
                 checking: false,
-                thorough: false,
+                thorough: None,
             },
         );
         self.order.insert(self.next_place, hash);
@@ -339,6 +353,7 @@ impl Scheduler {
         }
         for holder in self.holders.values_mut() {
             holder.has.remove(&hash);
+            holder.presumed.remove(&hash);
         }
         for (id, task) in &mut self.tasks {
             if task.parts.iter().any(|part| part.hash == hash) {
@@ -368,6 +383,9 @@ impl Scheduler {
     pub(crate) fn alive(&mut self, task: TaskId, now: Now) {
         if let Some(task) = self.tasks.get_mut(&task) {
             task.heard = now;
+            if let Some(holder) = self.holders.get_mut(&task.holder) {
+                holder.heard(now);
+            }
         }
     }
 
@@ -384,6 +402,7 @@ impl Scheduler {
             }
             holder.rate.came(bytes, now);
             holder.refused = 0;
+            holder.heard(now);
         }
         if let Some(task) = self.tasks.get_mut(&task_id) {
             task.bytes += bytes;
@@ -477,7 +496,7 @@ impl Scheduler {
                 if size.is_some_and(|size| asked.is_some_and(|part| part.size != size)) {
                     // It was asked for a size that is in doubt by now.
                     holder.has.remove(&hash);
-                } else if task.parts.len() == 1 {
+                } else if task.parts.len() == 1 && !task.presumed {
                     holder.has.insert(hash, Has::Nothing);
                 } else {
                     // Which of them it was is not sure: those that are left are asked for again.
@@ -495,6 +514,12 @@ impl Scheduler {
                     .push(Event::Behaved(task.holder, Some(Fault::Lied)));
             }
             End::Busy | End::NotStored => {}
+            End::BrokeOff | End::Stalled if task.presumed => {
+                // It never said that it has it.
+                for part in &task.parts {
+                    holder.has.remove(&part.hash);
+                }
+            }
             End::BrokeOff | End::Stalled => {
                 holder.batch = (task.parts.len() / 2).max(1);
                 if holder.failed.is_none_or(|failed| task.started > failed) {
@@ -507,6 +532,7 @@ impl Scheduler {
                 }
                 if holder.failures >= FAILURES {
                     holder.failures = 0;
+                    holder.silent.get_or_insert(now);
                     self.events
                         .push(Event::Behaved(task.holder, Some(Fault::Stalling)));
                 } else if task.parts.len() == 1 {
@@ -687,6 +713,11 @@ impl Blob {
 }
 
 impl Holder {
+    fn heard(&mut self, now: Now) {
+        self.heard = Some(now);
+        self.silent = None;
+    }
+
     fn is_out(&self, now: Now) -> bool {
         self.out.max(self.distrusted).is_some_and(|out| out > now)
     }

@@ -1,7 +1,7 @@
 //! The same change, killed at one write after the other, or without space from there on, or dropped by whoever waits for it.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     panic,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
@@ -107,13 +107,14 @@ fn deaths(run: &Run, restart: &Run, effort: Effort) -> VecDeque<Mishap> {
 pub fn sweep<'a>(name: &str, effort: Effort, trial: impl Fn(usize) -> Trial<'a> + Sync) {
     let begin = Instant::now();
     let first = trial(0);
-    let (run, moments) = if effort.every {
-        first.run_copying()
+    let run = if effort.every {
+        let (run, moments) = first.run_copying();
+        look_at_all(name, moments, effort.workers);
+        run
     } else {
-        (first.run(None), Vec::new())
+        first.run(None)
     };
     assert!(run.acknowledged);
-    look_at_all(name, moments, effort.workers);
     let restart = first.restart(None);
     let reference = first.check(&run);
     assert_eq!(reference.found, State::New);
@@ -203,18 +204,15 @@ pub fn sweep<'a>(name: &str, effort: Effort, trial: impl Fn(usize) -> Trial<'a> 
     assert!(dropped > 0 || effort.drops == 0, "it was never dropped");
 }
 
-/// Looks at what a kill at each write would leave.
+/// Looks at what a kill at each write would leave. Once the change is there, it stays.
 fn look_at_all(name: &str, moments: Vec<Moment<'_>>, workers: usize) {
-    if moments.is_empty() {
-        return;
-    }
     let begin = Instant::now();
     let count = moments.len();
-    let queue = Mutex::new(VecDeque::from(moments));
-    let found = Mutex::new([0; 2]);
+    let queue: VecDeque<_> = moments.into_iter().enumerate().collect();
+    let (queue, found) = (Mutex::new(queue), Mutex::new(BTreeMap::new()));
     let work = || {
         loop {
-            let Some(moment) = lock(&queue).pop_front() else {
+            let Some((n, moment)) = lock(&queue).pop_front() else {
                 return;
             };
             let look = panic::AssertUnwindSafe(|| moment.look());
@@ -223,7 +221,7 @@ fn look_at_all(name: &str, moments: Vec<Moment<'_>>, workers: usize) {
                 lock(&queue).clear();
                 panic::resume_unwind(error)
             });
-            lock(&found)[usize::from(state == State::New)] += 1;
+            lock(&found).insert(n, state);
         }
     };
     thread::scope(|scope| {
@@ -231,9 +229,17 @@ fn look_at_all(name: &str, moments: Vec<Moment<'_>>, workers: usize) {
             scope.spawn(work);
         }
     });
-    let [old, new] = *lock(&found);
+    let found: Vec<State> = lock(&found).values().copied().collect();
+    let old = found.iter().take_while(|state| **state == State::Old);
+    let old = old.count();
+    assert!(old > 0, "no write came before the change");
+    assert!(
+        found[old..].iter().all(|state| *state == State::New),
+        "what was there is gone: {found:?}"
+    );
     println!(
-        "{name}: what a kill at each of {count} writes leaves, {old} old and {new} new; in {:.1?}",
+        "{name}: what a kill at each of {count} writes leaves, {old} old and {} new; in {:.1?}",
+        count - old,
         begin.elapsed()
     );
 }

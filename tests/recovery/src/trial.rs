@@ -6,10 +6,6 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     thread,
     time::Duration,
 };
@@ -125,18 +121,12 @@ pub(crate) struct Moment<'a> {
     trial: Trial<'a>,
     /// The write, with its path.
     pub(crate) write: String,
-    /// Whether the change had been acknowledged.
-    pub(crate) acknowledged: bool,
 }
 
 impl Moment<'_> {
     /// Starts a device with what is there, without a network, and checks it. Gives what was found.
     pub(crate) fn look(&self) -> State {
-        let mut command = self.trial.command(Role::Look);
-        if self.acknowledged {
-            command.env(ACKNOWLEDGED, "");
-        }
-        let said = Guarded::start(command).checked();
+        let said = Guarded::start(self.trial.command(Role::Look)).checked();
         state(&said)
     }
 }
@@ -232,15 +222,7 @@ impl<'a> Trial<'a> {
         command.env("KILL_AT_WRITE_STOPS", "");
         let mut child = Guarded::start(command);
         let mut lines = child.lines();
-        let acknowledged = Arc::new(AtomicBool::new(false));
-        let reading = thread::spawn({
-            let acknowledged = acknowledged.clone();
-            move || {
-                let done = lines.next().is_some_and(|line| line == DONE);
-                acknowledged.store(done, Ordering::Release);
-                done
-            }
-        });
+        let reading = thread::spawn(move || lines.next().is_some_and(|line| line == DONE));
         let pid = Pid::from_child(&child.0);
         let mut moments = Vec::new();
         // The process's end is left for the child's own wait.
@@ -259,7 +241,6 @@ impl<'a> Trial<'a> {
             moments.push(Moment {
                 trial,
                 write: writes(&log).pop().unwrap(),
-                acknowledged: acknowledged.load(Ordering::Acquire),
             });
             kill_process(pid, Signal::CONT).unwrap();
         }
@@ -275,6 +256,13 @@ impl<'a> Trial<'a> {
             writes: writes(&log),
             acknowledged,
         };
+        // The last one may have come when it was done.
+        assert!(
+            moments.len() + 1 >= run.writes.len(),
+            "it stopped at {} of {} writes",
+            moments.len(),
+            run.writes.len()
+        );
         (run, moments)
     }
 

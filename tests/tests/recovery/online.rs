@@ -13,9 +13,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// At how many of a change's writes devices are killed. Each finds its network twice, so there is time for some only, unless this variable
-/// says how many.
-const POINTS: u64 = 12;
+/// At how many of a change's writes devices are killed and go on in their network. Each finds it twice, so there is time for some only,
+/// unless this variable says how many. What a kill at each of the others leaves is looked at without a network.
+const POINTS: u64 = 8;
 const MORE_POINTS: &str = "SAVE_RECOVERY_POINTS";
 /// From how many of them on the disk gets full, unless this variable says how many.
 const FULL: u64 = 3;

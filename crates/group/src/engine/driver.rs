@@ -21,7 +21,7 @@ use crate::{
     ignore::Fault,
     members,
     peers::Peer,
-    sched::{Event, HolderId, Kind, Now, TaskId},
+    sched::{Event, HolderId, Kind, Now, RECENT, TaskId},
 };
 
 /// How long a holder may take to say what it has.
@@ -37,8 +37,6 @@ const TICK: Duration = Duration::from_millis(200);
 const TAKE_UP: Duration = Duration::from_secs(3);
 /// How often everybody's current tunnels are looked for while something is wanted: others than those known may have it.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
-/// What was found so recently need not be looked for again.
-const RECENT: Duration = Duration::from_secs(5);
 
 /// Fetches what is wanted until the group stops.
 pub(crate) async fn run(group: &Group) {
@@ -89,15 +87,22 @@ struct Driver<'a> {
 #[derive(Debug, Default)]
 struct Looking {
     now: bool,
-    /// When that began: who came later was not seen.
-    last: Option<Now>,
+    /// When that began, since who came later was not seen; and when it ended.
+    last: Option<(Now, Now)>,
     /// Whether the guests were among them.
     guests: bool,
 }
 
 impl Looking {
-    fn since(&self, time: Now) -> bool {
-        self.last.is_some_and(|last| last >= time)
+    /// Whether it began within this time.
+    fn within(&self, time: Duration, now: Now) -> bool {
+        self.last.is_some_and(|(began, _)| now < began + time)
+    }
+
+    /// When a look began that has just ended, and that counts for what was wanted since then.
+    fn counts(&self, since: Now, now: Now) -> Option<Now> {
+        let (began, ended) = self.last?;
+        (now < ended + RECENT && since <= began + RECENT).then_some(began)
     }
 }
 
@@ -112,7 +117,8 @@ impl Driver<'_> {
             take_up(&self.inner, &self.engine, peers, complete, before);
         }
         self.look_around();
-        self.engine.lock().presume();
+        let now = self.engine.now();
+        self.engine.lock().presume(now);
         loop {
             let engine = self.engine.clone();
             let now = engine.now();
@@ -174,7 +180,7 @@ impl Driver<'_> {
             if std::mem::take(&mut state.newcomer) {
                 looking.last = None;
             }
-            !looking.since(now.saturating_sub(LOOK_AGAIN))
+            !looking.within(LOOK_AGAIN, now)
         };
         if due {
             self.look_for_everybody(Vec::new(), now);
@@ -279,8 +285,8 @@ impl Driver<'_> {
                 return;
             }
             looking.now = true;
-            looking.since(since.min(now.saturating_sub(RECENT)))
-                && (hashes.is_empty() || looking.guests)
+            let recent = looking.counts(since, now);
+            recent.filter(|_| hashes.is_empty() || looking.guests)
         };
         let (group, engine, looking) = (
             self.group.clone(),
@@ -289,7 +295,7 @@ impl Driver<'_> {
         );
         self.jobs.spawn(async move {
             let mut heard = true;
-            if !recent {
+            if recent.is_none() {
                 let guests = members::look_for_guests(&group);
                 let before = engine.lock().taken_up;
                 let found = timeout(LOOK, members::devices(&group, Fetch::Network)).await;
@@ -299,7 +305,7 @@ impl Driver<'_> {
                 };
                 take_up(&group.inner, &engine, peers, complete, before);
                 if !hashes.is_empty() {
-                    engine.lock().scheduler.try_all(&hashes, false);
+                    engine.lock().scheduler.try_all(&hashes, None, engine.now());
                 }
                 engine.changed.notify_one();
                 // Nobody waits for these: what is wanted is asked of the others meanwhile.
@@ -310,13 +316,15 @@ impl Driver<'_> {
                 take_up(&group.inner, &engine, guests, false, before);
             }
             if !hashes.is_empty() {
-                engine.lock().scheduler.try_all(&hashes, true);
+                let began = recent.unwrap_or(now);
+                let mut state = engine.lock();
+                state.scheduler.try_all(&hashes, Some(began), engine.now());
             }
             {
                 let mut looking = lock(&looking);
                 looking.now = false;
-                if !recent {
-                    looking.last = Some(now);
+                if recent.is_none() {
+                    looking.last = Some((now, engine.now()));
                     looking.guests = heard;
                 }
             }
@@ -326,12 +334,12 @@ impl Driver<'_> {
 }
 
 impl State {
-    /// The devices of the member in whose archive a blob is wanted are asked for it at once, beside the question who has it.
-    fn presume(&mut self) {
+    /// The devices of the member in whose archive a blob is wanted are asked for it at once, beside the question who has it, if they are there.
+    fn presume(&mut self, now: Now) {
         for (hash, of) in self.presumed.drain(..) {
             let devices = self.peers.iter().filter(|(_, peer)| peer.id.repo == of);
             for (holder, _) in devices {
-                self.scheduler.presume(*holder, hash);
+                self.scheduler.presume(*holder, hash, now);
             }
         }
     }

@@ -136,8 +136,12 @@ fn start(
     if let Some(other) = repeats.and_then(|other| s.tasks.get_mut(&other)) {
         other.repeated = true;
     }
+    let mut presumed = false;
     if let Some(holder) = s.holders.get_mut(&id) {
         holder.busy += 1;
+        presumed = parts
+            .iter()
+            .any(|part| holder.presumed.contains(&part.hash));
     }
     s.tasks.insert(
         task,
@@ -149,6 +153,7 @@ fn start(
             started: now,
             last: now,
             heard: now,
+            presumed,
             repeats,
             repeated: false,
         },

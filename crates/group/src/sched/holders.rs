@@ -5,8 +5,8 @@ use std::collections::{BTreeSet, HashSet};
 use iroh_blobs::{Hash, protocol::ChunkRanges};
 
 use super::{
-    BUSY, Blob, Event, Has, Holder, HolderId, Now, PART_AGAIN, PATIENCE, STREAMS_PER_HOLDER,
-    Scheduler, TaskId, choose,
+    BUSY, Blob, Event, Has, Holder, HolderId, Now, PART_AGAIN, PATIENCE, PRESENT, RECENT,
+    STREAMS_PER_HOLDER, Scheduler, TaskId, choose,
 };
 use crate::{have::Holding, ignore::Fault, progress::FetchState};
 
@@ -102,9 +102,10 @@ impl Scheduler {
         let Some(holder) = self.holders.get_mut(&id) else {
             return;
         };
-        holder.silent = None;
+        holder.heard(now);
         for (hash, holding) in holdings {
             holder.asking.remove(hash);
+            holder.presumed.remove(hash);
             let Some(blob) = self.blobs.get_mut(hash) else {
                 continue;
             };
@@ -124,12 +125,17 @@ impl Scheduler {
         }
     }
 
-    /// A holder has all of a blob, most likely. It is asked for it, and what it has only if that brings nothing.
-    pub(crate) fn presume(&mut self, id: HolderId, hash: Hash) {
+    /// A holder has all of a blob, most likely. If it is there it is asked for it, and what it has only if that brings nothing.
+    pub(crate) fn presume(&mut self, id: HolderId, hash: Hash, now: Now) {
         if let Some(holder) = self.holders.get_mut(&id)
+            && holder.heard.is_some_and(|heard| now < heard + PRESENT)
+            && holder.silent.is_none()
+            && !holder.is_out(now)
+            && !holder.has.contains_key(&hash)
             && self.blobs.contains_key(&hash)
         {
-            holder.has.entry(hash).or_insert(Has::All);
+            holder.has.insert(hash, Has::All);
+            holder.presumed.insert(hash);
         }
     }
 
@@ -238,8 +244,12 @@ impl Scheduler {
             .map(|part| part.hash)
             .collect();
         let may_move = self.holders.values().any(|holder| {
-            let recently = |since| now < since + PATIENCE;
-            holder.silent.is_some_and(recently) && holder.distrusted.is_none_or(|out| out <= now)
+            // It has to be asked once more in this time.
+            let out = holder.out.max(holder.distrusted);
+            holder.silent.is_some_and(|since| {
+                let end = since + PATIENCE;
+                now < end && out.is_none_or(|out| out < end)
+            })
         });
         for hash in self.order.values() {
             let Some(blob) = self.blobs.get(hash) else {
@@ -267,10 +277,10 @@ impl Scheduler {
                 }
             });
             if !hope {
-                if !blob.thorough {
-                    first.push(*hash);
-                } else if !may_move {
-                    last.push(*hash);
+                match blob.thorough {
+                    None => first.push(*hash),
+                    Some(since) if may_move && now < since + PATIENCE => {}
+                    Some(_) => last.push(*hash),
                 }
             }
         }
@@ -293,11 +303,13 @@ impl Scheduler {
     }
 
     /// Those who were looked for anew may have these blobs: forgets who does not have them, and who is left alone for anything but a lie.
-    /// `thorough` says that these were all.
-    pub(crate) fn try_all(&mut self, hashes: &[Hash], thorough: bool) {
+    /// These were all that there were when the look `began`, if that is said.
+    pub(crate) fn try_all(&mut self, hashes: &[Hash], began: Option<Now>, now: Now) {
         for hash in hashes {
-            if let Some(blob) = self.blobs.get_mut(hash) {
-                blob.thorough |= thorough;
+            if let Some(blob) = self.blobs.get_mut(hash)
+                && began.is_some_and(|began| blob.since <= began + RECENT)
+            {
+                blob.thorough.get_or_insert(now);
             }
         }
         for holder in self.holders.values_mut() {

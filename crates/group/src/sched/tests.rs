@@ -119,27 +119,114 @@ fn one_who_falls_silent_is_waited_for() {
     assert!(world.stored.contains(&film), "given up after {time:?}");
 }
 
+/// The world with the first holder heard of, and a film of a mebibyte that it has most likely.
+fn presumed(holders: Vec<Real>) -> (World, Hash) {
+    let mut world = World::new(holders);
+    world.want("a word", 1_000);
+    world.run(Duration::from_secs(5));
+    let film = world.want("film", MIB);
+    world.s.presume(0, film, world.now);
+    (world, film)
+}
+
 /// In whose archive it is wanted is not asked whether it is there.
 #[test]
 fn one_who_most_likely_has_it_is_asked_for_it_at_once() {
-    let mut world = World::new(vec![Real::new(5e6, 20), Real::new(5e6, 20)]);
-    let film = world.want("film", MIB);
-    world.s.presume(0, film);
+    let (mut world, film) = presumed(vec![Real::new(5e6, 20), Real::new(5e6, 20)]);
     world.step();
     assert!(!world.transfers.is_empty());
     let asked: Vec<_> = world.answers.iter().map(|(_, holder, _)| *holder).collect();
     assert_eq!(asked, [1]);
     world.run(Duration::from_secs(5));
-    assert_eq!(world.sent(), MIB);
+    assert!(world.stored.contains(&film));
+    assert_eq!(world.sent(), MIB + 1_000);
+}
 
-    let mut other = Real::new(5e6, 20);
-    other.lacks.insert(film);
-    let mut world = World::new(vec![other, Real::new(5e6, 20)]);
-    world.want("film", MIB);
-    world.s.presume(0, film);
-    world.run(Duration::from_secs(5));
+#[test]
+fn one_who_does_not_have_what_it_most_likely_had_is_asked_what_it_has() {
+    // The second half, so that what it is asked for first is not there.
+    let film = hash("film");
+    let half = &full(MIB) - &full(MIB / 2);
+    let mut part = Real::new(5e6, 20);
+    part.only = Some(HashMap::from([(film, half), (hash("a word"), full(1_000))]));
+    part.lacks.insert(film);
+    let mut other = Real::new(1e5, 20);
+    other.only = Some(HashMap::from([(film, full(MIB))]));
+    let (mut world, film) = presumed(vec![part, other]);
+    world.step();
+    assert!(
+        world
+            .transfers
+            .values()
+            .all(|transfer| transfer.start.holder == 0)
+    );
+    // It is asked by now.
+    while !world.answers.iter().any(|(_, holder, _)| *holder == 0) {
+        world.step();
+        assert!(world.now < Duration::from_secs(2));
+    }
+    world.holders[0].lacks.clear();
+    world.run(Duration::from_secs(20));
     assert!(world.stored.contains(&film));
     assert_eq!(world.faults, []);
+    let of_part = world
+        .asked
+        .iter()
+        .filter(|(holder, hash, _)| *holder == 0 && *hash == film);
+    assert!(of_part.count() > 1, "its half is used");
+}
+
+/// Nobody who may be gone is given work unasked.
+#[test]
+fn one_who_was_not_heard_of_is_asked_first() {
+    let mut world = World::new(vec![Real::new(5e6, 20)]);
+    let film = world.want("film", MIB);
+    world.s.presume(0, film, world.now);
+    world.step();
+    assert_eq!((world.transfers.len(), world.answers.len()), (0, 1));
+}
+
+/// Others may have come since an earlier look.
+#[test]
+fn what_is_wanted_once_more_is_looked_for_once_more() {
+    let mut nothing = Real::new(5e6, 20);
+    nothing.only = Some(HashMap::new());
+    let mut world = World::new(vec![nothing]);
+    let film = world.want("film", MIB);
+    let (began, late) = (Duration::from_secs(10), Duration::from_secs(30));
+    world.s.try_all(&[film], Some(began), began);
+    assert_eq!(world.s.blobs[&film].thorough, Some(began));
+    world.now = late;
+    world.want("film", MIB);
+    assert_eq!(world.s.blobs[&film].thorough, None);
+    world.s.try_all(&[film], Some(began), late);
+    assert_eq!(
+        world.s.blobs[&film].thorough, None,
+        "that look began too early"
+    );
+    world.s.try_all(&[film], Some(late - RECENT), late);
+    assert_eq!(world.s.blobs[&film].thorough, Some(late));
+}
+
+/// However many fall silent one after the other.
+#[test]
+fn nobody_is_waited_for_without_end() {
+    let mut dead = Real::new(5e6, 20);
+    dead.dies = Some(Duration::ZERO);
+    let mut world = World::new(vec![dead; 30]);
+    let film = world.want("film", MIB);
+    for id in 1..30 {
+        world.s.holders.remove(&id);
+    }
+    let mut next = 1;
+    while !world.failed.contains(&film) {
+        world.step();
+        if world.now > Duration::from_secs(30) * next {
+            world.s.join(next, None);
+            next += 1;
+        }
+        assert!(world.now < Duration::from_secs(150));
+    }
 }
 
 /// In the order in which it happens, also where it goes back.

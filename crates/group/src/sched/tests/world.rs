@@ -269,7 +269,7 @@ impl World {
         if !first.is_empty() {
             self.looked += 1;
             self.s.finding(&first);
-            self.s.try_all(&first, true);
+            self.s.try_all(&first, Some(now), now);
         }
         for hash in last {
             self.failed.insert(hash);
