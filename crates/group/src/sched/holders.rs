@@ -258,7 +258,12 @@ impl Scheduler {
             if !blob.is_open() || blob.todo.is_empty() || flying.contains(hash) {
                 continue;
             }
+            let waited = blob.thorough.is_some_and(|since| now >= since + PATIENCE);
             let hope = self.holders.values().any(|holder| {
+                // It is asked again and again.
+                if waited && holder.silent.is_some() {
+                    return false;
+                }
                 if holder.asking.contains(hash) || holder.observing.contains(hash) {
                     return true;
                 }
@@ -279,7 +284,7 @@ impl Scheduler {
             if !hope {
                 match blob.thorough {
                     None => first.push(*hash),
-                    Some(since) if may_move && now < since + PATIENCE => {}
+                    Some(_) if may_move && !waited => {}
                     Some(_) => last.push(*hash),
                 }
             }
