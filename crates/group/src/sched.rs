@@ -48,7 +48,7 @@ const BUSY: Duration = Duration::from_millis(1_500);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A look at everybody counts for what was wanted so long after it began, at most.
 pub(crate) const RECENT: Duration = Duration::from_secs(5);
-/// Who was heard of so recently is asked for what it has most likely, without a question.
+/// Who was heard of so recently is there, and asked for what it has most likely without a question.
 const PRESENT: Duration = Duration::from_secs(60);
 /// One that had too much to do so often in a row has failed each further time.
 const REFUSALS: u32 = 20;
@@ -158,7 +158,7 @@ struct Task {
     last: Now,
     /// When any bytes came last.
     heard: Now,
-    /// Whether the holder was not asked whether it has all of this.
+    /// Whether the holder did not say that it has all of this.
     presumed: bool,
     /// Whether it repeats what another is busy with.
     repeats: Option<TaskId>,
@@ -183,8 +183,10 @@ struct Holder {
     heard: Option<Now>,
     /// Since when it does not say what it has.
     silent: Option<Now>,
-    /// What it has most likely, and was not asked about.
+    /// What it has most likely, and did not say yet.
     presumed: HashSet<Hash>,
+    /// It may not be there: until it is heard of, it gets one stream.
+    unsure: bool,
     /// Streams to it at a time, at most; half as many after some that stalled, which may have shared too slow a way.
     most: usize,
     /// Small blobs for one request; fewer after one that broke off.
@@ -716,6 +718,7 @@ impl Holder {
     fn heard(&mut self, now: Now) {
         self.heard = Some(now);
         self.silent = None;
+        self.unsure = false;
     }
 
     fn is_out(&self, now: Now) -> bool {

@@ -39,7 +39,7 @@ impl Holder {
     /// its way at a time, so that a request arrives before the last one ends. Counted in bytes, since streams that share a way end
     /// together when they were begun together.
     fn has_room(&self, to_come: u64) -> bool {
-        if self.busy >= self.most {
+        if self.busy >= self.most || (self.unsure && self.busy > 0) {
             return false;
         }
         match self.enough() {

@@ -50,6 +50,7 @@ impl Scheduler {
         if let Some(holder) = self.holders.get_mut(&id) {
             holder.keep_out(until, lied);
             holder.has.clear();
+            holder.presumed.clear();
             holder.asking.clear();
             holder.observing.clear();
         }
@@ -78,7 +79,10 @@ impl Scheduler {
             let unknown: Vec<Hash> = self
                 .order
                 .values()
-                .filter(|hash| !holder.has.contains_key(*hash))
+                .filter(|hash| {
+                    let presumed = holder.unsure && holder.presumed.contains(*hash);
+                    presumed || !holder.has.contains_key(*hash)
+                })
                 .filter(|hash| self.blobs.get(*hash).is_some_and(Blob::is_open))
                 .take(most)
                 .copied()
@@ -125,15 +129,15 @@ impl Scheduler {
         }
     }
 
-    /// A holder has all of a blob, most likely. If it is there it is asked for it, and what it has only if that brings nothing.
+    /// A holder has all of a blob, most likely. It is asked for it; and what it has only if that brings nothing, or if it may not be there.
     pub(crate) fn presume(&mut self, id: HolderId, hash: Hash, now: Now) {
         if let Some(holder) = self.holders.get_mut(&id)
-            && holder.heard.is_some_and(|heard| now < heard + PRESENT)
             && holder.silent.is_none()
             && !holder.is_out(now)
             && !holder.has.contains_key(&hash)
             && self.blobs.contains_key(&hash)
         {
+            holder.unsure = holder.heard.is_none_or(|heard| now >= heard + PRESENT);
             holder.has.insert(hash, Has::All);
             holder.presumed.insert(hash);
         }

@@ -176,14 +176,24 @@ fn one_who_does_not_have_what_it_most_likely_had_is_asked_what_it_has() {
     assert!(of_part.count() > 1, "its half is used");
 }
 
-/// Nobody who may be gone is given work unasked.
+/// Whoever may be gone is given little work unasked, and asked all the same.
 #[test]
-fn one_who_was_not_heard_of_is_asked_first() {
+fn one_who_was_not_heard_of_is_asked_for_one_piece_and_what_it_has() {
     let mut world = World::new(vec![Real::new(5e6, 20)]);
     let film = world.want("film", MIB);
     world.s.presume(0, film, world.now);
     world.step();
-    assert_eq!((world.transfers.len(), world.answers.len()), (0, 1));
+    assert_eq!((world.transfers.len(), world.answers.len()), (1, 1));
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.sent(), MIB);
+
+    let mut dead = Real::new(5e6, 20);
+    dead.dies = Some(Duration::ZERO);
+    let mut world = World::new(vec![dead, Real::new(1e6, 20)]);
+    let film = world.want("film", MIB);
+    world.s.presume(0, film, world.now);
+    let time = world.run(Duration::from_secs(5));
+    assert!(time < Duration::from_millis(2_500), "{time:?}");
 }
 
 /// Others may have come since an earlier look.
