@@ -231,7 +231,8 @@ impl<'a> Trial<'a> {
                 WaitId::Pid(pid),
                 WaitIdOptions::STOPPED | WaitIdOptions::NOHANG,
             );
-            if stopped.unwrap().is_none() {
+            // Of a process that has ended, there is nothing to be told; that is found out below.
+            if !matches!(stopped, Ok(Some(_))) {
                 thread::sleep(POLL);
                 continue;
             }
@@ -246,12 +247,7 @@ impl<'a> Trial<'a> {
         }
         let acknowledged = reading.join().unwrap();
         child.0.kill().unwrap();
-        let status = child.0.wait().unwrap();
-        assert_eq!(
-            status.signal(),
-            Some(SIGKILL),
-            "the process ended with {status}"
-        );
+        child.was_killed();
         let run = Run {
             writes: writes(&log),
             acknowledged,
@@ -332,12 +328,7 @@ impl<'a> Trial<'a> {
         if acknowledged {
             child.0.kill().unwrap();
         }
-        let status = child.0.wait().unwrap();
-        assert_eq!(
-            status.signal(),
-            Some(SIGKILL),
-            "the process ended with {status} instead of being killed"
-        );
+        child.was_killed();
         if let (Some(kill), false) = (kill, acknowledged) {
             assert_eq!(writes.len() as u64, kill.point, "killed elsewhere");
         }
@@ -388,6 +379,16 @@ struct Guarded(Child);
 impl Guarded {
     fn start(mut command: Command) -> Self {
         Self(command.spawn().unwrap())
+    }
+
+    /// Waits for its end, which has to be a kill.
+    fn was_killed(&mut self) {
+        let status = self.0.wait().unwrap();
+        assert_eq!(
+            status.signal(),
+            Some(SIGKILL),
+            "the process ended with {status} instead of being killed"
+        );
     }
 
     /// What it says, and it has to succeed.

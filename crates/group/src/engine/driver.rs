@@ -334,7 +334,7 @@ impl Driver<'_> {
 }
 
 impl State {
-    /// The devices of the member in whose archive a blob is wanted are asked for it at once, beside the question who has it, if they are there.
+    /// The devices of the member in whose archive a blob is wanted are asked for it at once, beside the question who has it.
     fn presume(&mut self, now: Now) {
         for (hash, of) in self.presumed.drain(..) {
             let devices = self.peers.iter().filter(|(_, peer)| peer.id.repo == of);
